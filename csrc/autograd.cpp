@@ -1,0 +1,271 @@
+// The custom autograd Functions. Derivatives are exact on both tails to every order, except under
+// Saved::output, which is torch's own gradient by choice.
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/sigmoid_backward.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops.h"
+
+namespace fused_sigmoid::autograd {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Saved::automatic keeps the derivative up to this many bytes of it on the CPU, and the input
+// beyond: while the derivative stays in the cache, reading it back is cheaper than computing it
+// again; past that, writing and reading it costs more than the arithmetic.
+constexpr int64_t automatic_derivative_bytes_cpu = 1 << 20;
+// On a GPU memory traffic decides at every size: 5 element sizes with the input against 6.
+constexpr int64_t automatic_derivative_bytes_gpu = 0;
+
+Saved resolve(Saved saved, const at::Tensor& input) {
+  if (saved != Saved::automatic) return saved;
+  const int64_t limit =
+      input.is_cpu() ? automatic_derivative_bytes_cpu : automatic_derivative_bytes_gpu;
+  const int64_t bytes = input.numel() * static_cast<int64_t>(input.element_size());
+  return bytes <= limit ? Saved::derivative : Saved::input;
+}
+
+bool recorded(const at::Tensor& a) { return at::GradMode::is_enabled() && a.requires_grad(); }
+bool recorded(const at::Tensor& a, const at::Tensor& b) {
+  return at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
+}
+
+bool for_kernels(const at::Tensor& tensor) {
+  return is_plain(tensor) && has_kernel_dtype(tensor) && !has_forward_gradient(tensor);
+}
+
+// Halves are computed in float32 and rounded once.
+at::Tensor widened(const at::Tensor& tensor) {
+  const at::ScalarType dtype = tensor.scalar_type();
+  return dtype == at::kHalf || dtype == at::kBFloat16 ? tensor.to(at::kFloat) : tensor;
+}
+
+void check_no_forward_gradient(const at::Tensor& tensor, const char* op) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!has_forward_gradient(tensor), "the operator ", op,
+                              " has no forward-mode derivative; fused_sigmoid.sigmoid and "
+                              "fused_sigmoid.sigmoid_with_derivative have");
+}
+
+void check_writable(const at::Tensor& tensor) {
+  TORCH_CHECK(!tensor.is_inference() || c10::InferenceMode::is_enabled(),
+              "Inplace update to inference tensor outside InferenceMode is not allowed. You can "
+              "make a clone to get a normal tensor before doing inplace update.");
+}
+
+void count_write(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+void check_out(const at::Tensor& input, const at::Tensor& out, const char* op) {
+  check_no_forward_gradient(input, op);
+  if (recorded(input, out)) torch::autograd::throw_error_out_requires_grad(op);
+  check_writable(out);
+}
+
+// grad * sigma'(input) in ATen operations, for tensors that the kernels must not see: batched
+// gradients, dual tensors, subclasses. sigma(x) sigma(-x) is smooth and keeps both tails through
+// ATen's own derivatives: where those of sigma(x) cancel, they are multiplied by the small
+// sigma(-x).
+at::Tensor composed_backward(const at::Tensor& grad, const at::Tensor& input) {
+  const at::Tensor wide = widened(input);
+  const at::Tensor derivative = wide.sigmoid() * wide.neg().sigmoid();
+  return (widened(grad) * derivative).to(grad.scalar_type());
+}
+
+struct SigmoidBackwardFunction : Function<SigmoidBackwardFunction> {
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& input) {
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({grad, input});
+    return dispatched::sigmoid_backward(grad, input);
+  }
+
+  // sigma'' = -sigma' tanh(x / 2), which is exact on both tails and at 0.
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const at::Tensor& outer = grads[0];
+    if (!outer.defined()) return {at::Tensor(), at::Tensor()};
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &grad = saved[0], &input = saved[1];
+    at::Tensor grad_grad, grad_input;
+    // Qualified, since the arguments' namespace has a sigmoid_backward as well.
+    if (ctx->needs_input_grad(0)) grad_grad = autograd::sigmoid_backward(outer, input);
+    if (ctx->needs_input_grad(1)) {
+      const at::Tensor wide = widened(input);
+      const at::Tensor product = widened(outer) * widened(grad);
+      grad_input = (autograd::sigmoid_backward(product, wide) * (wide * -0.5).tanh())
+                       .to(input.scalar_type());
+    }
+    return {grad_grad, grad_input};
+  }
+};
+
+// grad * derivative, where the derivative was saved as a number and has no history. Adding
+// (y - c)(1 - y - c) = y (1 - y) - c (1 - c) with the constant c = y gives it the history of
+// y (1 - y) and adds exactly 0.
+at::Tensor backward_from_saved_derivative(const at::Tensor& grad, const at::Tensor& derivative,
+                                          const at::Tensor& output) {
+  if (recorded(grad, output)) {
+    const at::Tensor constant = output.detach();
+    return grad * (derivative + (output - constant) * (1 - output - constant));
+  }
+  return sigmoid_backward_from_derivative(grad, derivative);
+}
+
+at::Tensor backward_from_saved(AutogradContext* ctx, Saved saved, const at::Tensor& grad) {
+  if (!grad.defined()) return at::Tensor();
+  const auto tensors = ctx->get_saved_variables();
+  switch (saved) {
+    case Saved::output:
+      return sigmoid_backward_from_output(grad, tensors[0]);
+    case Saved::derivative:
+      return backward_from_saved_derivative(grad, tensors[0], tensors[1]);
+    default:
+      return autograd::sigmoid_backward(grad, tensors[0]);
+  }
+}
+
+struct SigmoidFunction : Function<SigmoidFunction> {
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, int64_t saved_as_int) {
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["saved"] = saved_as_int;
+    at::Tensor value;
+    switch (static_cast<Saved>(saved_as_int)) {
+      case Saved::derivative: {
+        at::Tensor derivative;
+        std::tie(value, derivative) = dispatched::sigmoid_with_derivative(input);
+        ctx->save_for_backward({derivative, value});
+        break;
+      }
+      case Saved::output:
+        value = dispatched::sigmoid(input);
+        ctx->save_for_backward({value});
+        break;
+      default:
+        value = dispatched::sigmoid(input);
+        ctx->save_for_backward({input});
+    }
+    return value;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = static_cast<Saved>(ctx->saved_data["saved"].toInt());
+    return {backward_from_saved(ctx, saved, grads[0]), at::Tensor()};
+  }
+};
+
+// The input is overwritten, so that it can't be what is kept.
+struct SigmoidInPlaceFunction : Function<SigmoidInPlaceFunction> {
+  static at::Tensor forward(AutogradContext* ctx, at::Tensor input) {
+    ctx->set_materialize_grads(false);
+    const at::Tensor derivative = at::empty_like(input);
+    dispatched::sigmoid_with_derivative_out(input, input, derivative);
+    ctx->mark_dirty({input});
+    ctx->save_for_backward({derivative, input});
+    return input;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {backward_from_saved(ctx, Saved::derivative, grads[0])};
+  }
+};
+
+struct SigmoidWithDerivativeFunction : Function<SigmoidWithDerivativeFunction> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input) {
+    ctx->set_materialize_grads(false);
+    auto [value, derivative] = dispatched::sigmoid_with_derivative(input);
+    ctx->save_for_backward({input, derivative});
+    return {value, derivative};
+  }
+
+  // The saved derivative is an output: under create_graph its history is this node, which makes
+  // the products below differentiable to every order.
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &input = saved[0], &derivative = saved[1];
+    at::Tensor grad_input;
+    if (grads[0].defined()) grad_input = sigmoid_backward_from_derivative(grads[0], derivative);
+    if (grads[1].defined()) {
+      const at::Tensor second = widened(derivative) * (widened(input) * -0.5).tanh();
+      const at::Tensor term = (widened(grads[1]) * second).to(input.scalar_type());
+      grad_input = grad_input.defined() ? grad_input + term : term;
+    }
+    return {grad_input};
+  }
+};
+
+}  // namespace
+
+at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
+  check_no_forward_gradient(input, "fused_sigmoid::sigmoid");
+  if (!recorded(input)) return dispatched::sigmoid(input);
+  return SigmoidFunction::apply(input, static_cast<int64_t>(resolve(saved, input)));
+}
+
+at::Tensor& sigmoid_(at::Tensor& input) {
+  check_no_forward_gradient(input, "fused_sigmoid::sigmoid_");
+  check_writable(input);
+  if (recorded(input)) {
+    // Before the kernel runs: an error leaves the input as it was.
+    torch::autograd::check_inplace(input, /*requires_grad=*/true);
+    SigmoidInPlaceFunction::apply(input);
+  } else {
+    dispatched::sigmoid_out(input, input);
+    count_write(input);
+  }
+  return input;
+}
+
+void sigmoid_out(const at::Tensor& input, at::Tensor out) {
+  check_out(input, out, "sigmoid");
+  dispatched::sigmoid_out(input, out);
+  count_write(out);
+}
+
+std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& input) {
+  check_no_forward_gradient(input, "fused_sigmoid::sigmoid_with_derivative");
+  if (!recorded(input)) return dispatched::sigmoid_with_derivative(input);
+  auto outputs = SigmoidWithDerivativeFunction::apply(input);
+  return {outputs[0], outputs[1]};
+}
+
+void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative) {
+  check_out(input, value, "sigmoid_with_derivative");
+  check_out(input, derivative, "sigmoid_with_derivative");
+  dispatched::sigmoid_with_derivative_out(input, value, derivative);
+  count_write(value);
+  count_write(derivative);
+}
+
+at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
+  if (!for_kernels(grad) || !for_kernels(input)) return composed_backward(grad, input);
+  if (recorded(grad, input)) return SigmoidBackwardFunction::apply(grad, input);
+  return dispatched::sigmoid_backward(grad, input);
+}
+
+at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output) {
+  if (recorded(grad, output) || !for_kernels(grad) || !for_kernels(output)) {
+    return at::sigmoid_backward(grad, output);
+  }
+  return dispatched::sigmoid_backward_from_output(grad, output);
+}
+
+at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative) {
+  if (recorded(grad, derivative) || !for_kernels(grad) || !for_kernels(derivative)) {
+    return grad * derivative;
+  }
+  return dispatched::sigmoid_backward_from_derivative(grad, derivative);
+}
+
+}  // namespace fused_sigmoid::autograd

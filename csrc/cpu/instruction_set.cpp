@@ -1,0 +1,72 @@
+// The choice of an instruction set at run time. Includes no torch header.
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "kernels.h"
+
+namespace fused_sigmoid {
+
+extern const KernelTable default_kernels;
+#ifdef FUSED_SIGMOID_X86
+extern const KernelTable avx2_kernels;
+extern const KernelTable avx512_kernels;
+#endif
+
+namespace {
+
+constexpr const char* environment_variable = "FUSED_SIGMOID_CPU";
+
+// Best first.
+std::vector<const KernelTable*> runnable_kernels() {
+  std::vector<const KernelTable*> runnable;
+#ifdef FUSED_SIGMOID_X86
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) runnable.push_back(&avx512_kernels);
+  if (avx2) runnable.push_back(&avx2_kernels);
+#endif
+  runnable.push_back(&default_kernels);
+  return runnable;
+}
+
+const KernelTable* find_kernels(const std::string& name, const char* where) {
+  std::string accepted;
+  for (const KernelTable* table : runnable_kernels()) {
+    if (name == table->instruction_set) return table;
+    accepted += accepted.empty() ? "'" : ", '";
+    accepted += table->instruction_set;
+    accepted += "'";
+  }
+  throw std::invalid_argument(std::string(where) + " is '" + name +
+                              "'; accepted on this machine: " + accepted);
+}
+
+const KernelTable* chosen_at_start() {
+  const char* name = std::getenv(environment_variable);
+  if (name != nullptr && *name != '\0') return find_kernels(name, environment_variable);
+  return runnable_kernels().front();
+}
+
+std::atomic<const KernelTable*>& selected() {
+  static std::atomic<const KernelTable*> table{chosen_at_start()};
+  return table;
+}
+
+}  // namespace
+
+const KernelTable& selected_kernels() { return *selected().load(std::memory_order_relaxed); }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const KernelTable* table : runnable_kernels()) names.emplace_back(table->instruction_set);
+  return names;
+}
+
+void select_instruction_set(const std::string& name) {
+  selected().store(find_kernels(name, "the instruction set"), std::memory_order_relaxed);
+}
+
+}  // namespace fused_sigmoid

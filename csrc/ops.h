@@ -1,0 +1,59 @@
+// The operations as C++ functions on tensors, in three layers: `cpu` runs the kernels, `dispatched`
+// finds the kernels of a device, `autograd` differentiates.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <tuple>
+
+namespace fused_sigmoid {
+
+// What the autograd Function keeps for the backward pass; see `sigmoid` in functional.py.
+enum class Saved { automatic, derivative, input, output };
+
+// Without autograd, on CPU tensors of any strides and real dtype. cpu.cpp
+namespace cpu {
+at::Tensor sigmoid(const at::Tensor& input);
+void sigmoid_out(const at::Tensor& input, at::Tensor out);
+std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& input);
+void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative);
+at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
+at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
+at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
+}  // namespace cpu
+
+// Without autograd, on any device that has kernels. ops.cpp
+namespace dispatched {
+at::Tensor sigmoid(const at::Tensor& input);
+void sigmoid_out(const at::Tensor& input, at::Tensor out);
+std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& input);
+void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative);
+at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
+at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
+at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
+}  // namespace dispatched
+
+// With autograd, of every order. autograd.cpp
+namespace autograd {
+at::Tensor sigmoid(const at::Tensor& input, Saved saved);
+at::Tensor& sigmoid_(at::Tensor& input);
+void sigmoid_out(const at::Tensor& input, at::Tensor out);
+std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& input);
+void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative);
+at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
+at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
+at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
+}  // namespace autograd
+
+// Whether kernels may be called on the tensor directly: strided, on a CPU or CUDA device, with
+// nothing between the caller and the device that has to see the call (dispatch mode, functorch
+// transform, tensor subclass, lazy conjugation or negation). ops.cpp
+bool is_plain(const at::Tensor& tensor);
+
+// Whether the kernels have an instance for the dtype: float64, float32, float16, bfloat16. ops.cpp
+bool has_kernel_dtype(const at::Tensor& tensor);
+
+// Whether forward-mode AD follows the tensor; kernels would lose its tangent. ops.cpp
+bool has_forward_gradient(const at::Tensor& tensor);
+
+}  // namespace fused_sigmoid

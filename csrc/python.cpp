@@ -1,0 +1,197 @@
+// The binding: functions that functional.py calls on every eager call, so they take their
+// arguments positionally and return None where the call needs another route than the kernels.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <Python.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <stdexcept>
+
+#include "cpu/kernels.h"
+#include "ops.h"
+
+namespace {
+
+using fused_sigmoid::Saved;
+
+// A Tensor or Parameter, not a subclass, that the kernels may see.
+const at::Tensor* kernel_tensor(PyObject* object) {
+  if (!THPVariable_CheckExact(object)) return nullptr;
+  const at::Tensor& tensor = THPVariable_Unpack(object);
+  if (!fused_sigmoid::is_plain(tensor) || !fused_sigmoid::has_kernel_dtype(tensor) ||
+      fused_sigmoid::has_forward_gradient(tensor) || at::impl::torch_function_mode_enabled()) {
+    return nullptr;
+  }
+  return &tensor;
+}
+
+bool has_arguments(const char* name, Py_ssize_t count, Py_ssize_t expected) {
+  if (count == expected) return true;
+  PyErr_Format(PyExc_TypeError, "%s() takes %zd positional arguments but %zd were given", name,
+               expected, count);
+  return false;
+}
+
+constexpr const char* saved_names[] = {"auto", "derivative", "input", "output"};
+
+// Sets a Python error and returns false for an unknown name.
+bool parse_saved(PyObject* object, Saved& saved) {
+  static PyObject* const interned[] = {
+      PyUnicode_InternFromString(saved_names[0]), PyUnicode_InternFromString(saved_names[1]),
+      PyUnicode_InternFromString(saved_names[2]), PyUnicode_InternFromString(saved_names[3])};
+  for (int i = 0; i < 4; ++i) {
+    if (object == interned[i]) {
+      saved = static_cast<Saved>(i);
+      return true;
+    }
+  }
+  for (int i = 0; PyUnicode_Check(object) && i < 4; ++i) {
+    if (PyUnicode_Compare(object, interned[i]) == 0) {
+      saved = static_cast<Saved>(i);
+      return true;
+    }
+  }
+  PyErr_Format(PyExc_ValueError,
+               "argument 'saved' is %R; accepted are 'auto', 'derivative', 'input', 'output'",
+               object);
+  return false;
+}
+
+PyObject* check_saved(PyObject*, PyObject* object) {
+  Saved saved;
+  if (!parse_saved(object, saved)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* sigmoid(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (!has_arguments("sigmoid", count, 2)) return nullptr;
+  Saved saved;
+  if (!parse_saved(args[1], saved)) return nullptr;
+  const at::Tensor* input = kernel_tensor(args[0]);
+  if (input == nullptr) Py_RETURN_NONE;
+  at::Tensor value;
+  {
+    pybind11::gil_scoped_release no_gil;
+    value = fused_sigmoid::autograd::sigmoid(*input, saved);
+  }
+  return THPVariable_Wrap(std::move(value));
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* sigmoid_(PyObject*, PyObject* object) {
+  HANDLE_TH_ERRORS
+  const at::Tensor* input = kernel_tensor(object);
+  if (input == nullptr) Py_RETURN_NONE;
+  {
+    pybind11::gil_scoped_release no_gil;
+    at::Tensor written = *input;
+    fused_sigmoid::autograd::sigmoid_(written);
+  }
+  return Py_NewRef(object);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* sigmoid_out(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (!has_arguments("sigmoid_out", count, 2)) return nullptr;
+  const at::Tensor* input = kernel_tensor(args[0]);
+  const at::Tensor* out = kernel_tensor(args[1]);
+  if (input == nullptr || out == nullptr) Py_RETURN_NONE;
+  {
+    pybind11::gil_scoped_release no_gil;
+    fused_sigmoid::autograd::sigmoid_out(*input, *out);
+  }
+  return Py_NewRef(args[1]);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* sigmoid_with_derivative(PyObject*, PyObject* object) {
+  HANDLE_TH_ERRORS
+  const at::Tensor* input = kernel_tensor(object);
+  if (input == nullptr) Py_RETURN_NONE;
+  at::Tensor value, derivative;
+  {
+    pybind11::gil_scoped_release no_gil;
+    std::tie(value, derivative) = fused_sigmoid::autograd::sigmoid_with_derivative(*input);
+  }
+  return Py_BuildValue("(NN)", THPVariable_Wrap(std::move(value)),
+                       THPVariable_Wrap(std::move(derivative)));
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* has_forward_gradient(PyObject*, PyObject* object) {
+  HANDLE_TH_ERRORS
+  return PyBool_FromLong(THPVariable_Check(object) &&
+                         fused_sigmoid::has_forward_gradient(THPVariable_Unpack(object)));
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* instruction_set(PyObject*, PyObject*) {
+  return PyUnicode_FromString(fused_sigmoid::selected_kernels().instruction_set);
+}
+
+PyObject* instruction_sets(PyObject*, PyObject*) {
+  const auto names = fused_sigmoid::instruction_sets();
+  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(names.size()));
+  if (tuple == nullptr) return nullptr;
+  for (size_t i = 0; i < names.size(); ++i) {
+    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), PyUnicode_FromString(names[i].c_str()));
+  }
+  return tuple;
+}
+
+PyObject* select_instruction_set(PyObject*, PyObject* object) {
+  const char* name = PyUnicode_AsUTF8(object);
+  if (name == nullptr) return nullptr;
+  try {
+    fused_sigmoid::select_instruction_set(name);
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef methods[] = {
+    {"sigmoid", fast(sigmoid), METH_FASTCALL, nullptr},
+    {"sigmoid_", sigmoid_, METH_O, nullptr},
+    {"sigmoid_out", fast(sigmoid_out), METH_FASTCALL, nullptr},
+    {"sigmoid_with_derivative", sigmoid_with_derivative, METH_O, nullptr},
+    {"check_saved", check_saved, METH_O, nullptr},
+    {"has_forward_gradient", has_forward_gradient, METH_O, nullptr},
+    {"instruction_set", instruction_set, METH_NOARGS, nullptr},
+    {"instruction_sets", instruction_sets, METH_NOARGS, nullptr},
+    {"select_instruction_set", select_instruction_set, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                      "fused_sigmoid extension",
+                      nullptr,
+                      -1,
+                      methods,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr};
+
+// Joins after expanding the macro: the module's name holds the torch version it is built for.
+#define FUSED_SIGMOID_JOIN_(a, b) a##b
+#define FUSED_SIGMOID_JOIN(a, b) FUSED_SIGMOID_JOIN_(a, b)
+
+}  // namespace
+
+PyMODINIT_FUNC FUSED_SIGMOID_JOIN(PyInit_, TORCH_EXTENSION_NAME)() {
+  try {
+    fused_sigmoid::selected_kernels();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,21 @@
+"""The sigmoid σ(x) = 1 / (1 + exp(-x)) and its derivative in one pass, exact on both tails.
+
+``FusedSigmoid`` replaces ``torch.nn.Sigmoid``; the functions replace ``torch.sigmoid``.
+"""
+
+from . import ops as ops  # registers the kernels of torch.ops.fused_sigmoid
+from .functional import sigmoid, sigmoid_, sigmoid_with_derivative
+from .modules import FusedSigmoid
+from .replace import override, replace_sigmoid, restore_sigmoid
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FusedSigmoid",
+    "override",
+    "replace_sigmoid",
+    "restore_sigmoid",
+    "sigmoid",
+    "sigmoid_",
+    "sigmoid_with_derivative",
+]

@@ -1,0 +1,59 @@
+"""Loads the compiled extension. Its file name holds the torch release it was built for, so that
+a build for another torch is told apart without loading it, which could crash."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+
+class Extension(Protocol):
+    """The functions of csrc/python.cpp. The first four return None for a call that needs
+    another route than the kernels."""
+
+    def sigmoid(self, input: object, saved: str, /) -> Tensor | None: ...
+    def sigmoid_(self, input: object, /) -> Tensor | None: ...
+    def sigmoid_out(self, input: object, out: object, /) -> Tensor | None: ...
+    def sigmoid_with_derivative(self, input: object, /) -> tuple[Tensor, Tensor] | None: ...
+    def check_saved(self, saved: object, /) -> None: ...
+    def has_forward_gradient(self, input: object, /) -> bool: ...
+    def instruction_set(self) -> str: ...
+    def instruction_sets(self) -> tuple[str, ...]: ...
+    def select_instruction_set(self, name: str, /) -> None: ...
+
+
+def release(version: str) -> str:
+    """The part of a torch version that its C++ interface depends on: "2.13" of "2.13.0+cpu"."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def explanation(folder: Path, torch_version: str) -> str:
+    """Why the extension cannot be loaded from ``folder``, and the command that builds it."""
+    wanted = (
+        f"torch {release(torch_version)} and Python {sys.version_info[0]}.{sys.version_info[1]}"
+    )
+    found = sorted(path.name for path in folder.glob("_C_torch_*.so"))
+    reason = f"is not built for {wanted}; built: {', '.join(found)}" if found else "is not built"
+    checkout = folder.parent
+    source = str(checkout) if (checkout / "setup.py").exists() else "<folder of the source>"
+    return (
+        f"the C++ extension of fused_sigmoid {reason}. Build it for {wanted} with: "
+        f"{sys.executable} -m pip install --no-build-isolation -e {source}"
+    )
+
+
+def load(folder: Path, torch_version: str) -> Extension:
+    """Imports the extension built for this torch; ImportError says how to build it."""
+    name = f"{__package__}._C_torch_{release(torch_version).replace('.', '_')}"
+    try:
+        return cast(Extension, importlib.import_module(name))
+    except ImportError as error:
+        raise ImportError(f"{explanation(folder, torch_version)}\n({error})") from error
+
+
+extension = load(Path(__file__).parent, torch.__version__)

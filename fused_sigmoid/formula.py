@@ -1,0 +1,185 @@
+"""The operations in ATen operations: exact tails like the kernels, for every device, tensor
+subclass and transform that ATen supports, and fusible by Inductor. Depends on torch alone.
+
+The first part holds the operations without autograd, under the names that triton_kernels.py has
+for its own; the second the autograd Functions made of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._extension import extension
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def _widened(input: Tensor) -> Tensor:
+    """Halves are computed in float32 and rounded once."""
+    return input.float() if input.dtype in HALVES else input
+
+
+def _derivative(input: Tensor) -> Tensor:
+    """σ'(x) = t - t² with t = e / (1 + e), e = exp(-|x|): no cancellation, since t ≤ 1/2.
+    In float32 for halves."""
+    e = torch.exp(-_widened(input).abs())
+    t = e / (1 + e)
+    return t - t * t
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    # One ATen operation: what Inductor fuses and what exported graphs hold.
+    return torch.sigmoid(input)
+
+
+def sigmoid_out(input: Tensor, out: Tensor) -> None:
+    torch.sigmoid(input, out=out)
+
+
+def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.sigmoid(input), _derivative(input).to(input.dtype)
+
+
+def sigmoid_backward(grad: Tensor, input: Tensor) -> Tensor:
+    return (_widened(grad) * _derivative(input)).to(input.dtype)
+
+
+def sigmoid_backward_from_output(grad: Tensor, output: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward(grad, output)
+
+
+def sigmoid_backward_from_derivative(grad: Tensor, derivative: Tensor) -> Tensor:
+    return grad * derivative
+
+
+def second_derivative_product(grad: Tensor, input: Tensor) -> Tensor:
+    """grad · σ''(x) = -grad · σ'(x) · tanh(x/2), exact on both tails and at 0."""
+    wide = _widened(input)
+    return (_widened(grad) * _derivative(input) * torch.tanh(wide * -0.5)).to(input.dtype)
+
+
+class Sigmoid(torch.autograd.Function):
+    """For torch.compile and torch.export: Dynamo refuses a Function that has a ``jvp``."""
+
+    @staticmethod
+    def forward(input: Tensor) -> Tensor:
+        return sigmoid(input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (input,) = ctx.saved_tensors
+        return sigmoid_backward(grad, input)
+
+
+class SigmoidWithDerivative(torch.autograd.Function):
+    """The pair for torch.compile and torch.export."""
+
+    @staticmethod
+    def forward(input: Tensor) -> tuple[Tensor, Tensor]:
+        return sigmoid_with_derivative(input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, grad_derivative: Tensor) -> Tensor:
+        (input,) = ctx.saved_tensors
+        second = second_derivative_product(grad_derivative, input)
+        return sigmoid_backward(grad_value, input) + second
+
+
+class TransformableSigmoidBackward(torch.autograd.Function):
+    """grad · σ'(x), differentiable to every order in reverse and forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, input: Tensor) -> Tensor:
+        return sigmoid_backward(grad, input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
+        grad, input = ctx.saved_tensors
+        return (
+            TransformableSigmoidBackward.apply(outer, input),
+            _transformable_second(outer * grad, input),
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_grad: Tensor, tangent_input: Tensor) -> Tensor:
+        grad, input = ctx.saved_tensors
+        along_grad: Tensor = TransformableSigmoidBackward.apply(tangent_grad, input)
+        return along_grad + _transformable_second(grad * tangent_input, input)
+
+
+def _transformable_second(grad: Tensor, input: Tensor) -> Tensor:
+    first: Tensor = TransformableSigmoidBackward.apply(grad, input)
+    return first * torch.tanh(input * -0.5)
+
+
+class TransformableSigmoid(Sigmoid):
+    """For torch.func transforms and forward-mode AD."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor) -> Tensor:
+        # At the bottom of a stack of transforms stands a plain tensor: the kernel's own value.
+        value = extension.sigmoid(input, "output")
+        return sigmoid(input) if value is None else value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (input,) = ctx.saved_tensors
+        grad_input: Tensor = TransformableSigmoidBackward.apply(grad, input)
+        return grad_input
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return TransformableSigmoid.backward(ctx, tangent)
+
+
+class TransformableSigmoidWithDerivative(SigmoidWithDerivative):
+    """The pair for torch.func transforms and forward-mode AD."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor) -> tuple[Tensor, Tensor]:
+        pair = extension.sigmoid_with_derivative(input)
+        return sigmoid_with_derivative(input) if pair is None else pair
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, grad_derivative: Tensor) -> Tensor:
+        (input,) = ctx.saved_tensors
+        first: Tensor = TransformableSigmoidBackward.apply(grad_value, input)
+        return first + _transformable_second(grad_derivative, input)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        (input,) = ctx.saved_tensors
+        first: Tensor = TransformableSigmoidBackward.apply(tangent, input)
+        return first, _transformable_second(tangent, input)

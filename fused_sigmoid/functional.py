@@ -1,0 +1,188 @@
+"""The functions users call. Each tries the kernels first and else takes the formula, or torch's
+own operation where the input has no formula of ours (complex, integer, quantized, sparse, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.overrides import handle_torch_function, has_torch_function
+
+from . import formula
+from ._extension import extension
+
+KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+ACCEPTED = (
+    "accepted are strided tensors of float64, float32, float16, bfloat16, complex128, complex64, "
+    "bool and integers"
+)
+
+
+def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") -> Tensor:
+    """The logistic sigmoid of every element, as ``torch.sigmoid``, with an exact gradient.
+
+    .. math:: σ(x) = 1 / (1 + e^{-x}), \\qquad σ'(x) = σ(x) σ(-x)
+
+    The gradient is computed without the cancellation of ``y * (1 - y)``, so that it keeps its
+    relative accuracy where the sigmoid saturates, on both tails.
+
+    Args:
+        input: a tensor of any shape, strides and device. float64, float32, float16 and bfloat16
+            run in the fused kernels on CPU and CUDA; every other kind of tensor that
+            ``torch.sigmoid`` takes goes to it.
+        out: the tensor to write to, of any strides; resized if its shape differs. No gradient
+            is recorded.
+        saved: what to keep for the backward pass.
+
+            - ``"derivative"``: σ', computed in the same pass as σ; backward is one product.
+            - ``"input"``: the input; backward computes σ' again from it.
+            - ``"output"``: the output; no more memory than ``nn.Sigmoid``, and its gradient.
+            - ``"auto"``: whichever of the first two is faster for the device, dtype and size.
+
+    Returns:
+        A tensor of the same shape, and strides as ``torch.sigmoid`` gives; of the default dtype
+        for bool and integer input, else of the input's.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        ValueError: ``saved`` is none of the four.
+        NotImplementedError: the dtype or layout has no sigmoid (float8, complex32, sparse COO).
+        RuntimeError: ``out`` does not fit (dtype, device, overlapping memory) or requires grad.
+
+    >>> import torch, fused_sigmoid
+    >>> x = torch.tensor([-1.0, 0.0, 20.0], requires_grad=True)
+    >>> y = fused_sigmoid.sigmoid(x)
+    >>> y.sum().backward()
+    >>> y
+    tensor([0.2689, 0.5000, 1.0000], grad_fn=<...>)
+    >>> x.grad
+    tensor([1.9661e-01, 2.5000e-01, 2.0612e-09])
+    """
+    if not is_compiling():
+        if out is None:
+            value = extension.sigmoid(input, saved)
+        else:
+            value = extension.sigmoid_out(input, out)
+        if value is not None:
+            return value
+    if has_torch_function((input, out)):
+        arguments = {"saved": saved} if out is None else {"saved": saved, "out": out}
+        return _overridden(sigmoid, torch.sigmoid, input, arguments)
+    _check(input, "sigmoid", saved)
+    if out is not None:
+        return _torch(torch.sigmoid, input, out=out)
+    if saved == "output" or not _has_formula(input):
+        return _torch(torch.sigmoid, input)
+    return _formula(formula.Sigmoid, formula.TransformableSigmoid, input)
+
+
+def sigmoid_(input: Tensor) -> Tensor:
+    """:func:`sigmoid` in place, as ``torch.sigmoid_``. If a gradient is recorded the derivative
+    is kept for it, since the input is overwritten.
+
+    Raises:
+        TypeError, NotImplementedError: as :func:`sigmoid`.
+        RuntimeError: ``input`` is a leaf that requires grad, of integer dtype, or overlaps itself.
+
+    >>> import torch, fused_sigmoid
+    >>> fused_sigmoid.sigmoid_(torch.tensor([0.0, 1.0]))
+    tensor([0.5000, 0.7311])
+    """
+    if not is_compiling():
+        value = extension.sigmoid_(input)
+        if value is not None:
+            return value
+    if has_torch_function((input,)):
+        return _overridden(sigmoid_, torch.sigmoid_, input, {})
+    _check(input, "sigmoid_")
+    if not _has_formula(input):
+        return _torch(torch.sigmoid_, input)
+    return input.copy_(_formula(formula.Sigmoid, formula.TransformableSigmoid, input))
+
+
+def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
+    """σ(x) and σ'(x) = σ(x) σ(-x) of every element, in one pass over the input.
+
+    Args:
+        input: as for :func:`sigmoid`.
+
+    Returns:
+        ``(value, derivative)``, two tensors like the one :func:`sigmoid` returns. Both are
+        differentiable; the derivative's gradient is σ''(x) = -σ'(x) tanh(x/2).
+
+    Raises:
+        TypeError, NotImplementedError: as :func:`sigmoid`.
+
+    >>> import torch, fused_sigmoid
+    >>> fused_sigmoid.sigmoid_with_derivative(torch.tensor([0.0, 20.0]))
+    (tensor([0.5000, 1.0000]), tensor([2.5000e-01, 2.0612e-09]))
+    """
+    if not is_compiling():
+        pair = extension.sigmoid_with_derivative(input)
+        if pair is not None:
+            return pair
+    if has_torch_function((input,)):
+        return _overridden(sigmoid_with_derivative, _torch_pair, input, {})
+    _check(input, "sigmoid_with_derivative")
+    if not _has_formula(input):
+        return _torch(_torch_pair, input)
+    return _formula(
+        formula.SigmoidWithDerivative, formula.TransformableSigmoidWithDerivative, input
+    )
+
+
+def _check(input: object, name: str, saved: str = "auto") -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}(): argument 'input' must be Tensor, not {type(input).__name__}")
+    if saved not in ("auto", "derivative", "input", "output"):
+        extension.check_saved(saved)
+
+
+def _has_formula(input: Tensor) -> bool:
+    # The jagged layout is strided data inside; mkldnn, quantized and sparse tensors are not.
+    return input.dtype in KERNEL_DTYPES and input.layout in (torch.strided, torch.jagged)
+
+
+def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
+    return (compiled if is_compiling() else transformable).apply(input)
+
+
+def _torch(function: Callable[..., Any], input: Tensor, **arguments: Any) -> Any:
+    """torch's own operation; what it rejects, with a message that says what is accepted."""
+    try:
+        return function(input, **arguments)
+    except (NotImplementedError, RuntimeError) as error:
+        supported = input.layout == torch.strided and not isinstance(error, NotImplementedError)
+        if supported or is_compiling():
+            raise
+        kind = f"layout {input.layout}, dtype {input.dtype}"
+        raise type(error)(f"sigmoid(): argument 'input' has {kind}; {ACCEPTED}") from error
+
+
+def _torch_pair(input: Tensor) -> tuple[Tensor, Tensor]:
+    """For what has no kernel: complex, integers and the rest."""
+    value = torch.sigmoid(input)
+    return value, value * torch.sigmoid(-(input if input.dtype != torch.bool else value.logit()))
+
+
+_INHERITED_OVERRIDE = getattr(Tensor.__torch_function__, "__func__", None)
+
+
+def _overridden(
+    function: Callable[..., Any],
+    torch_function: Callable[..., Any],
+    input: Any,
+    arguments: dict[str, Any],
+) -> Any:
+    """For active torch function modes, and inputs that override ``__torch_function__``."""
+    overrides = getattr(type(input), "__torch_function__", None)
+    inherited = getattr(overrides, "__func__", None) is _INHERITED_OVERRIDE
+    if inherited or not has_torch_function((input,)) or type(input) is Tensor:
+        return handle_torch_function(function, (input,), input, **arguments)
+    # A type with rules of its own knows torch's functions, not ours.
+    arguments.pop("saved", None)
+    return torch_function(input, **arguments)

@@ -1,0 +1,70 @@
+"""Builds the C++ extension; everything else about the package stands in pyproject.toml.
+
+Needs an installed torch, so build without isolation: pip install --no-build-isolation .
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from setuptools.extension import Extension
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+# The instruction sets that have kernels of their own, with the flags for their one file. The
+# AVX-512 intrinsics of g++ 12 give false warnings about uninitialised values (GCC bug 105593).
+INSTRUCTION_SETS = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+        "-Wno-uninitialized",
+        "-Wno-maybe-uninitialized",
+    ],
+}
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# Contraction would give each compiler's choice of fused operations its own last bits; errno
+# would keep std::fma a call.
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-g0"]
+FLAGS += ["-DFUSED_SIGMOID_X86"] if IS_X86 else []
+
+# torch's C++ interface changes between releases: the name tells which one this build is for.
+RELEASE = "_".join(torch.__version__.split("+")[0].split(".")[:2])
+
+
+class BuildKernels(BuildExtension):
+    """Compiles the kernels of each instruction set with its own flags, then the extension."""
+
+    def build_extension(self, extension: Extension) -> None:
+        if IS_X86:
+            for name, flags in INSTRUCTION_SETS.items():
+                # A folder each: ninja keeps its state beside the objects.
+                extension.extra_objects += self.compiler.compile(
+                    [f"csrc/cpu/kernels_{name}.cpp"],
+                    output_dir=str(Path(self.build_temp) / name),
+                    include_dirs=["csrc"],
+                    extra_postargs=[*FLAGS, *flags],
+                )
+        super().build_extension(extension)
+
+
+setup(
+    ext_modules=[
+        CppExtension(
+            f"fused_sigmoid._C_torch_{RELEASE}",
+            sources=[
+                "csrc/autograd.cpp",
+                "csrc/cpu.cpp",
+                "csrc/cpu/instruction_set.cpp",
+                "csrc/cpu/kernels_default.cpp",
+                "csrc/ops.cpp",
+                "csrc/python.cpp",
+            ],
+            depends=[str(path) for path in Path("csrc").rglob("*.h")],
+            extra_compile_args=FLAGS,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)
