@@ -57,6 +57,7 @@ setup(
             sources=[
                 "csrc/autograd.cpp",
                 "csrc/cpu.cpp",
+                "csrc/cpu/huge_pages.cpp",
                 "csrc/cpu/instruction_set.cpp",
                 "csrc/cpu/kernels_default.cpp",
                 "csrc/ops.cpp",

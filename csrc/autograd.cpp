@@ -15,21 +15,24 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// Saved::automatic keeps the derivative up to this many bytes of it on the CPU, and the input
-// beyond: while the derivative stays in the cache, reading it back is cheaper than computing it
-// again; past that, writing and reading it costs more than the arithmetic.
-constexpr int64_t automatic_derivative_bytes_cpu = 1 << 20;
-// On a GPU memory traffic decides at every size: 5 element sizes with the input against 6.
-constexpr int64_t automatic_derivative_bytes_gpu = 0;
+// Where Saved::automatic keeps the derivative on the CPU, in bytes of it, and else the input;
+// docs/performance.md has the measurement. Below, one more allocation costs more than the
+// arithmetic; above, the derivative leaves the cache (or is fresh memory, whose page faults cost
+// more than everything else) before it is read back.
+constexpr int64_t automatic_derivative_from = 16 << 10;
+constexpr int64_t automatic_derivative_to = 8 << 20;
 
 Saved resolve(Saved saved, const at::Tensor& input) {
   if (saved != Saved::automatic) return saved;
-  const int64_t limit =
-      input.is_cpu() ? automatic_derivative_bytes_cpu : automatic_derivative_bytes_gpu;
+  // On a GPU memory traffic decides at every size: 5 element sizes with the input against 6. A
+  // tensor that is not plain may have no size yet.
+  if (!input.is_cpu() || !is_plain(input)) return Saved::input;
   const int64_t bytes = input.numel() * static_cast<int64_t>(input.element_size());
-  return bytes <= limit ? Saved::derivative : Saved::input;
+  const bool derivative = bytes >= automatic_derivative_from && bytes <= automatic_derivative_to;
+  return derivative ? Saved::derivative : Saved::input;
 }
 
 bool recorded(const at::Tensor& a) { return at::GradMode::is_enabled() && a.requires_grad(); }
@@ -119,48 +122,105 @@ at::Tensor backward_from_saved_derivative(const at::Tensor& grad, const at::Tens
   return sigmoid_backward_from_derivative(grad, derivative);
 }
 
-at::Tensor backward_from_saved(AutogradContext* ctx, Saved saved, const at::Tensor& grad) {
-  if (!grad.defined()) return at::Tensor();
-  const auto tensors = ctx->get_saved_variables();
-  switch (saved) {
-    case Saved::output:
-      return sigmoid_backward_from_output(grad, tensors[0]);
-    case Saved::derivative:
-      return backward_from_saved_derivative(grad, tensors[0], tensors[1]);
-    default:
-      return autograd::sigmoid_backward(grad, tensors[0]);
-  }
-}
-
-struct SigmoidFunction : Function<SigmoidFunction> {
-  static constexpr bool is_traceable = true;
-
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, int64_t saved_as_int) {
-    ctx->set_materialize_grads(false);
-    ctx->saved_data["saved"] = saved_as_int;
-    at::Tensor value;
-    switch (static_cast<Saved>(saved_as_int)) {
-      case Saved::derivative: {
-        at::Tensor derivative;
-        std::tie(value, derivative) = dispatched::sigmoid_with_derivative(input);
-        ctx->save_for_backward({derivative, value});
-        break;
-      }
-      case Saved::output:
-        value = dispatched::sigmoid(input);
-        ctx->save_for_backward({value});
-        break;
-      default:
-        value = dispatched::sigmoid(input);
-        ctx->save_for_backward({input});
+// The node that sigmoid() adds to the autograd graph. A torch::autograd::Function would do the same
+// and cost 2 us more in a training step, for records of its in- and outputs that one elementwise
+// tensor does not need: 10 % of a whole step of one element.
+template <Saved saved>
+class SigmoidNode : public torch::autograd::Node {
+ public:
+  static at::Tensor apply_to(const at::Tensor& input) {
+    const auto node = make_node();
+    node->set_next_edges(torch::autograd::collect_next_edges(input));
+    at::Tensor value, derivative;
+    if constexpr (saved == Saved::derivative) {
+      std::tie(value, derivative) = dispatched::sigmoid_with_derivative(input);
+      node->derivative_ = SavedVariable(derivative, /*is_output=*/false);
+    } else {
+      value = dispatched::sigmoid(input);
     }
+    torch::autograd::set_history(value, node);
+    constexpr bool saves_input = saved == Saved::input;
+    node->variable_ = SavedVariable(saves_input ? input : value, /*is_output=*/!saves_input);
     return value;
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = static_cast<Saved>(ctx->saved_data["saved"].toInt());
-    return {backward_from_saved(ctx, saved, grads[0]), at::Tensor()};
+  std::string name() const override { return "FusedSigmoidBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_.reset_data();
+    derivative_.reset_data();
   }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!task_should_compute_output(0)) return {at::Tensor()};
+    return {gradient(grads[0], variable_.unpack(getptr()), derivative_.unpack())};
+  }
+
+  // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(variable_, /*is_output=*/saved != Saved::input);
+    args.collect(derivative_, /*is_output=*/false);
+  }
+
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    namespace dynamo = torch::dynamo::autograd;
+    swap.before(variable_);
+    swap.before(derivative_);
+    dynamo::PackedArgs arguments;
+    arguments.pack(variable_.unpack(getptr()));
+    arguments.pack(derivative_.unpack());
+    const auto& compiler = dynamo::getPyCompilerInterface();
+    const std::string function = compiler->bind_function(
+        swap.get_py_compiler(), name() + std::to_string(static_cast<int>(saved)), traced,
+        {at::TensorType::get(), at::TensorType::get()}, /*is_custom_function=*/true,
+        /*is_traceable=*/true);
+    auto result = compiler->call_function(
+        swap.get_py_compiler(), "apply_functional", function, grads, std::move(arguments).vec(),
+        dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+            dynamo::get_input_metadata(next_edges())));
+    swap.after(variable_);
+    swap.after(derivative_);
+    return result;
+  }
+
+ private:
+  // std::shared_ptr or, in newer releases of torch, c10::intrusive_ptr.
+  using Base = decltype(std::declval<torch::autograd::Node&>().getptr());
+
+  static auto make_node() {
+    if constexpr (std::is_same_v<Base, std::shared_ptr<torch::autograd::Node>>) {
+      // Unqualified, so that releases without this function compile.
+      return std::shared_ptr<SigmoidNode>(new SigmoidNode,
+                                          [](SigmoidNode* node) { deleteNode(node); });
+    } else {
+      return c10::make_intrusive<SigmoidNode>();
+    }
+  }
+
+  static at::Tensor gradient(const at::Tensor& grad, const at::Tensor& variable,
+                             const at::Tensor& derivative) {
+    if (!grad.defined()) return at::Tensor();
+    if constexpr (saved == Saved::derivative) {
+      return backward_from_saved_derivative(grad, derivative, variable);
+    } else if constexpr (saved == Saved::input) {
+      return autograd::sigmoid_backward(grad, variable);
+    } else {
+      return autograd::sigmoid_backward_from_output(grad, variable);
+    }
+  }
+
+  static variable_list traced(const variable_list& grads, const std::vector<c10::IValue>& args) {
+    torch::dynamo::autograd::PackedArgs arguments(args);
+    const auto variable = arguments.unpack<at::Tensor>();
+    const auto derivative = arguments.unpack<at::Tensor>();
+    return {gradient(grads[0], variable, derivative)};
+  }
+
+  SavedVariable variable_;    // the input under Saved::input, else the output
+  SavedVariable derivative_;  // under Saved::derivative
 };
 
 // The input is overwritten, so that it can't be what is kept.
@@ -175,7 +235,9 @@ struct SigmoidInPlaceFunction : Function<SigmoidInPlaceFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {backward_from_saved(ctx, Saved::derivative, grads[0])};
+    if (!grads[0].defined()) return {at::Tensor()};
+    const auto tensors = ctx->get_saved_variables();
+    return {backward_from_saved_derivative(grads[0], tensors[0], tensors[1])};
   }
 };
 
@@ -210,7 +272,14 @@ struct SigmoidWithDerivativeFunction : Function<SigmoidWithDerivativeFunction> {
 at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   check_no_forward_gradient(input, "fused_sigmoid::sigmoid");
   if (!recorded(input)) return dispatched::sigmoid(input);
-  return SigmoidFunction::apply(input, static_cast<int64_t>(resolve(saved, input)));
+  switch (resolve(saved, input)) {
+    case Saved::derivative:
+      return SigmoidNode<Saved::derivative>::apply_to(input);
+    case Saved::output:
+      return SigmoidNode<Saved::output>::apply_to(input);
+    default:
+      return SigmoidNode<Saved::input>::apply_to(input);
+  }
 }
 
 at::Tensor& sigmoid_(at::Tensor& input) {

@@ -7,6 +7,7 @@
 
 #include <stdexcept>
 
+#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
 #include "ops.h"
 
@@ -189,6 +190,7 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT,
 PyMODINIT_FUNC FUSED_SIGMOID_JOIN(PyInit_, TORCH_EXTENSION_NAME)() {
   try {
     fused_sigmoid::selected_kernels();
+    fused_sigmoid::huge_pages_enabled();
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
     return nullptr;

@@ -130,8 +130,29 @@ def _transformable_second(grad: Tensor, input: Tensor) -> Tensor:
     return first * torch.tanh(input * -0.5)
 
 
+def _smaller_exponential(wide: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(-|x|), differentiable at 0 as |x| is not, and where x is negative."""
+    negative = wide < 0
+    return torch.exp(torch.where(negative, wide, -wide)), negative
+
+
+def composed_sigmoid(input: Tensor) -> Tensor:
+    """σ in operations whose own derivatives keep both tails, to every order and in every mode.
+    For nested forward-mode transforms: in the ``jvp`` of an autograd Function, ATen operations
+    have no tangents of the outer levels (torch 2.13), which would silently become zero."""
+    e, negative = _smaller_exponential(_widened(input))
+    return (torch.where(negative, e, 1) / (1 + e)).to(input.dtype)
+
+
+def composed_sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
+    e, _ = _smaller_exponential(_widened(input))
+    return composed_sigmoid(input), (e / ((1 + e) * (1 + e))).to(input.dtype)
+
+
 class TransformableSigmoid(Sigmoid):
     """For torch.func transforms and forward-mode AD."""
+
+    composed = staticmethod(composed_sigmoid)
 
     generate_vmap_rule = True
 
@@ -159,6 +180,8 @@ class TransformableSigmoid(Sigmoid):
 
 class TransformableSigmoidWithDerivative(SigmoidWithDerivative):
     """The pair for torch.func transforms and forward-mode AD."""
+
+    composed = staticmethod(composed_sigmoid_with_derivative)
 
     generate_vmap_rule = True
 

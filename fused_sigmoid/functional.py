@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import formula
 from ._extension import extension
 
 KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+SAVED = ("auto", "derivative", "input", "output")
 
 ACCEPTED = (
     "accepted are strided tensors of float64, float32, float16, bfloat16, complex128, complex64, "
@@ -62,17 +64,19 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
     >>> x.grad
     tensor([1.9661e-01, 2.5000e-01, 2.0612e-09])
     """
-    if not is_compiling():
+    if not is_dynamo_compiling():
         if out is None:
             value = extension.sigmoid(input, saved)
         else:
+            check_saved(saved)
             value = extension.sigmoid_out(input, out)
         if value is not None:
             return value
     if has_torch_function((input, out)):
         arguments = {"saved": saved} if out is None else {"saved": saved, "out": out}
         return _overridden(sigmoid, torch.sigmoid, input, arguments)
-    _check(input, "sigmoid", saved)
+    _check(input, "sigmoid")
+    check_saved(saved)
     if out is not None:
         return _torch(torch.sigmoid, input, out=out)
     if saved == "output" or not _has_formula(input):
@@ -92,7 +96,7 @@ def sigmoid_(input: Tensor) -> Tensor:
     >>> fused_sigmoid.sigmoid_(torch.tensor([0.0, 1.0]))
     tensor([0.5000, 0.7311])
     """
-    if not is_compiling():
+    if not is_dynamo_compiling():
         value = extension.sigmoid_(input)
         if value is not None:
             return value
@@ -101,7 +105,8 @@ def sigmoid_(input: Tensor) -> Tensor:
     _check(input, "sigmoid_")
     if not _has_formula(input):
         return _torch(torch.sigmoid_, input)
-    return input.copy_(_formula(formula.Sigmoid, formula.TransformableSigmoid, input))
+    # Of a copy: the Function keeps what it reads, and the input is overwritten.
+    return input.copy_(_formula(formula.Sigmoid, formula.TransformableSigmoid, input.clone()))
 
 
 def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +126,7 @@ def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
     >>> fused_sigmoid.sigmoid_with_derivative(torch.tensor([0.0, 20.0]))
     (tensor([0.5000, 1.0000]), tensor([2.5000e-01, 2.0612e-09]))
     """
-    if not is_compiling():
+    if not is_dynamo_compiling():
         pair = extension.sigmoid_with_derivative(input)
         if pair is not None:
             return pair
@@ -135,11 +140,16 @@ def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _check(input: object, name: str, saved: str = "auto") -> None:
+def check_saved(saved: object) -> None:
+    """ValueError, worded like the extension's own, unless ``saved`` is one of the four."""
+    if saved not in SAVED:
+        accepted = ", ".join(map(repr, SAVED))
+        raise ValueError(f"argument 'saved' is {saved!r}; accepted are {accepted}")
+
+
+def _check(input: object, name: str) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}(): argument 'input' must be Tensor, not {type(input).__name__}")
-    if saved not in ("auto", "derivative", "input", "output"):
-        extension.check_saved(saved)
 
 
 def _has_formula(input: Tensor) -> bool:
@@ -148,7 +158,20 @@ def _has_formula(input: Tensor) -> bool:
 
 
 def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
-    return (compiled if is_compiling() else transformable).apply(input)
+    # Exported and traced graphs are for inference, and other tools read them: ATen alone.
+    if is_exporting() if is_compiling() else torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return compiled.forward(input)
+    if is_compiling():
+        return compiled.apply(input)
+    if _forward_transforms() > 1:
+        return transformable.composed(input)
+    return transformable.apply(input)
+
+
+def _forward_transforms() -> int:
+    """How many levels of ``torch.func.jvp`` or ``jacfwd`` are active."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
 
 
 def _torch(function: Callable[..., Any], input: Tensor, **arguments: Any) -> Any:
@@ -156,20 +179,18 @@ def _torch(function: Callable[..., Any], input: Tensor, **arguments: Any) -> Any
     try:
         return function(input, **arguments)
     except (NotImplementedError, RuntimeError) as error:
-        supported = input.layout == torch.strided and not isinstance(error, NotImplementedError)
-        if supported or is_compiling():
+        supported = input.layout == torch.strided and not input.is_quantized
+        if (supported and not isinstance(error, NotImplementedError)) or is_compiling():
             raise
         kind = f"layout {input.layout}, dtype {input.dtype}"
         raise type(error)(f"sigmoid(): argument 'input' has {kind}; {ACCEPTED}") from error
 
 
-def _torch_pair(input: Tensor) -> tuple[Tensor, Tensor]:
+def _torch_pair(input: Any) -> tuple[Any, Any]:
     """For what has no kernel: complex, integers and the rest."""
+    # The product with a float negates bool and unsigned integers as well.
     value = torch.sigmoid(input)
-    return value, value * torch.sigmoid(-(input if input.dtype != torch.bool else value.logit()))
-
-
-_INHERITED_OVERRIDE = getattr(Tensor.__torch_function__, "__func__", None)
+    return value, torch.mul(value, torch.sigmoid(torch.mul(input, -1.0)))
 
 
 def _overridden(
@@ -178,11 +199,21 @@ def _overridden(
     input: Any,
     arguments: dict[str, Any],
 ) -> Any:
-    """For active torch function modes, and inputs that override ``__torch_function__``."""
-    overrides = getattr(type(input), "__torch_function__", None)
-    inherited = getattr(overrides, "__func__", None) is _INHERITED_OVERRIDE
-    if inherited or not has_torch_function((input,)) or type(input) is Tensor:
-        return handle_torch_function(function, (input,), input, **arguments)
-    # A type with rules of its own knows torch's functions, not ours.
-    arguments.pop("saved", None)
-    return torch_function(input, **arguments)
+    """For active torch function modes, and arguments that override ``__torch_function__``."""
+    relevant = (input, arguments.get("out"))
+    if any(map(_has_own_rules, relevant)):
+        arguments.pop("saved", None)
+        return torch_function(input, **arguments)
+    return handle_torch_function(function, relevant, input, **arguments)
+
+
+def _has_own_rules(argument: Any) -> bool:
+    """Whether its type has a ``__torch_function__`` of its own. Such knows torch's functions, not
+    ours; a type that inherits or disables it takes ours, and so do jagged tensors."""
+    rules = getattr(type(argument), "__torch_function__", None)
+    if rules is None or rules is torch._C._disabled_torch_function_impl:
+        return False
+    if getattr(argument, "layout", None) is torch.jagged:
+        return False
+    inherited = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+    return getattr(rules, "__func__", None) is not inherited

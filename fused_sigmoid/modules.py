@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from ._extension import extension
-from .functional import sigmoid
+from .functional import check_saved, sigmoid
 
 
 class FusedSigmoid(nn.Sigmoid):
@@ -24,6 +25,11 @@ class FusedSigmoid(nn.Sigmoid):
     Raises:
         ValueError: ``saved`` is none of the four.
 
+    Before ``nn.BCELoss``, use ``saved="output"``, or better ``nn.BCEWithLogitsLoss`` and no
+    sigmoid: that loss divides by its own rounded ``y * (1 - y)``, which only the same rounded
+    product cancels. With the exact derivative, the gradient of a case that is saturated on the
+    wrong side comes out far too large, where with ``nn.Sigmoid`` it comes out 0.
+
     >>> import torch, fused_sigmoid
     >>> module = fused_sigmoid.FusedSigmoid()
     >>> module(torch.tensor([0.0, 2.0]))
@@ -35,11 +41,16 @@ class FusedSigmoid(nn.Sigmoid):
 
     def __init__(self, saved: str = "auto") -> None:
         super().__init__()
-        extension.check_saved(saved)
+        check_saved(saved)
         self.saved = saved
 
     def forward(self, input: Tensor) -> Tensor:
         """σ of every element of ``input``."""
+        # What sigmoid() does first; calling it for that would cost 5 % of a call of one element.
+        if not is_dynamo_compiling():
+            value = extension.sigmoid(input, self.saved)
+            if value is not None:
+                return value
         return sigmoid(input, saved=self.saved)
 
     def extra_repr(self) -> str:

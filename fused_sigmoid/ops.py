@@ -132,10 +132,11 @@ def _(input: Tensor) -> Tensor:
 
 @torch.library.impl("fused_sigmoid::sigmoid_out", "CUDA")
 def _(input: Tensor, out: Tensor) -> None:
-    if _fits(out, input):
-        cuda_kernels().sigmoid_out(_real(input), out)
+    real = _real(input)
+    if _fits(out, real):
+        cuda_kernels().sigmoid_out(real, out)
     else:
-        _write(out, cuda_kernels().sigmoid(_real(input)), input)
+        _write(out, cuda_kernels().sigmoid(real), input)
 
 
 @torch.library.impl("fused_sigmoid::sigmoid_with_derivative", "CUDA")

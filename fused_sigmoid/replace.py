@@ -14,18 +14,24 @@ from . import functional
 from .modules import FusedSigmoid
 
 
-def replace_sigmoid(model: nn.Module) -> int:
+def replace_sigmoid(model: nn.Module, *, saved: str = "auto") -> int:
     """Turns every ``nn.Sigmoid`` in ``model`` into a :class:`FusedSigmoid`, in place.
 
     The module objects stay the same: hooks, training flags, sharing, names and the state dict
     are untouched, and ``model`` itself may be an ``nn.Sigmoid``. Subclasses of ``nn.Sigmoid``
     are left alone.
 
+    Args:
+        model: the module to search, itself included.
+        saved: what the new modules keep for the backward pass; see :class:`FusedSigmoid`, also
+            for a sigmoid whose output goes to ``nn.BCELoss``.
+
     Returns:
         How many modules were turned; a shared one counts once.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
+        ValueError: ``saved`` is not one of the four.
 
     >>> from torch import nn
     >>> import fused_sigmoid
@@ -35,7 +41,11 @@ def replace_sigmoid(model: nn.Module) -> int:
     >>> model[1]
     FusedSigmoid()
     """
-    return _change_class(model, nn.Sigmoid, FusedSigmoid)
+    functional.check_saved(saved)
+    turned = _change_class(model, nn.Sigmoid, FusedSigmoid)
+    for module in turned:
+        module.__dict__["saved"] = saved
+    return len(turned)
 
 
 def restore_sigmoid(model: nn.Module) -> int:
@@ -47,21 +57,19 @@ def restore_sigmoid(model: nn.Module) -> int:
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
     """
-    return _change_class(model, FusedSigmoid, nn.Sigmoid)
+    turned = _change_class(model, FusedSigmoid, nn.Sigmoid)
+    for module in turned:
+        module.__dict__.pop("saved", None)
+    return len(turned)
 
 
-def _change_class(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> int:
+def _change_class(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> list[nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"argument 'model' must be torch.nn.Module, not {type(model).__name__}")
     modules = [module for module in model.modules() if type(module) is old]
     for module in modules:
-        module.__dict__.pop("saved", None)
         module.__class__ = new
-    return len(modules)
-
-
-def _sigmoid(input: Any, **arguments: Any) -> Any:
-    return functional.sigmoid(input, **arguments)
+    return modules
 
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -88,7 +88,8 @@ struct BackwardFromInput {
   }
 };
 
-// inputs: grad, output. The formula and order of torch: its gradient to the last bit.
+// inputs: grad, output. The formula and order of torch: its gradient to the last bit, but in
+// float16, where torch rounds after each of the three operations.
 struct BackwardFromOutput {
   static constexpr int outputs = 1, inputs = 2;
   template <class V>

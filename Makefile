@@ -1,0 +1,53 @@
+# Everything runs in .venv, which the first target that needs it makes. PYTHON names the
+# interpreter to make it with (3.10 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint format bench figures clean
+
+help: ## list these verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+$(VENV)/.environment: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=..." if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.build: $(VENV)/.environment $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test,bench,examples]'
+	@touch $@
+
+build: $(VENV)/.build ## make .venv and build the extension, if that is not done yet
+
+demo: build ## train on real data with both sigmoids, then the quick benchmark
+	$(BIN)/python examples/binary_classification.py
+	$(BIN)/python -m bench --quick
+
+test: build ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: build ## ruff, mypy, clang-format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+
+format: build ## format Python and C++
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp')
+
+bench: build ## the full benchmark of this machine's devices
+	$(BIN)/python -m bench
+
+RESULTS := $(wildcard bench/results/*/result.json)
+figures: build ## draw the pictures and fill the tables of README and docs from committed results
+	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
+	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md
+
+clean: ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info fused_sigmoid/*.so

@@ -1,0 +1,1 @@
+"""Speed of fused_sigmoid beside its peers: run it as ``python -m bench``."""

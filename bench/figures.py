@@ -1,0 +1,312 @@
+"""Pictures and Markdown tables from result files; measures nothing and needs no torch.
+
+    python -m bench.figures RESULT.json [...] --output docs/figures
+    python -m bench.figures RESULT.json [...] --write README.md [--check]
+
+A Markdown file names what it wants between markers, with filters on a row's cell:
+
+    <!-- figures:begin speed device=cpu threads=1 dtype=float32 -->
+    <!-- figures:end -->
+
+Depends on results and report for what is drawn, on matplotlib for drawing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from bench import report, results
+from bench.results import COPY, OURS, Cell, Result, Row
+
+# One colour a peer in every picture (Okabe and Ito's set, told apart by the colour-blind too).
+COLOURS = {
+    OURS: "#D55E00",
+    "torch": "#0072B2",
+    "torch.compile": "#009E73",
+    "torch+thp": "#56B4E9",
+    "onnxruntime": "#CC79A7",
+    "scipy": "#B8860B",
+    "flag_gems": "#7B5EA7",
+    "saved=derivative": "#0072B2",
+    "saved=input": "#009E73",
+    "saved=output": "#CC79A7",
+    COPY: "#777777",
+}
+MARKERS = {OURS: "o", COPY: ""}
+RESOLUTION = 150
+WIDEST_BAR = 0.3
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "speed": report.markdown_speed,
+    "roofline": report.markdown_roofline,
+}
+FILTERS = ("device", "dtype", "work", "size", "threads", "clock", "cache", "peer")
+
+BLOCK = re.compile(
+    r"(?P<begin><!-- figures:begin (?P<name>.+?) -->\n)(?P<body>.*?)(?P<end><!-- figures:end)",
+    re.DOTALL,
+)
+
+
+class BadBlockError(ValueError):
+    """A marker in a Markdown file asks for something that is not there."""
+
+
+def draw(found: Sequence[Result], folder: Path) -> list[Path]:
+    """Two pictures for each device, clock and number of threads; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stories: dict[tuple[str, str, int, str], list[Row]] = {}
+    for result in found:
+        for row in result.rows:
+            cell = row.cell
+            key = (result.machine["name"], cell.clock, cell.threads, cell.device)
+            stories.setdefault(key, []).append(row)
+    written = []
+    for (name, clock, threads, device), rows in stories.items():
+        on = report.threads_text(threads) if device == "cpu" else f"{clock} time"
+        title = f"{name}, {on}"
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{device} {title}".lower()).strip("-")
+        written.append(folder / f"time-{slug}.png")
+        _save(_time_per_element(rows, title), written[-1])
+        if any(row.peer != COPY for row in rows):
+            written.append(folder / f"speed-{slug}.png")
+            _save(_speed(rows, title), written[-1])
+    return written
+
+
+def _time_per_element(rows: list[Row], title: str) -> Figure:
+    figure, panels = _panels(rows)
+    for panel, cell_rows in panels:
+        for peer, points in _curves(cell_rows).items():
+            sizes = [cell.size for cell, _ in points]
+            times = [seconds / cell.size * 1e9 for cell, seconds in points]
+            panel.plot(
+                sizes,
+                times,
+                color=COLOURS.get(peer),
+                marker=MARKERS.get(peer, "."),
+                linestyle="--" if peer == COPY else "-",
+                linewidth=2.2 if peer == OURS else 1.4,
+                zorder=3 if peer == OURS else 2,
+                label=_label(peer),
+            )
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _size_axis(panel, [row.cell.size for row in cell_rows])
+        if _is_first_column(panel):
+            panel.set_ylabel("ns per element")
+    _finish(figure, f"Time per element: {title}")
+    return figure
+
+
+def _speed(rows: list[Row], title: str) -> Figure:
+    rows = [row for row in rows if row.peer != COPY]
+    figure, panels = _panels(rows)
+    for panel, cell_rows in panels:
+        sizes = sorted({row.cell.size for row in cell_rows})
+        peers = list(dict.fromkeys(row.peer for row in cell_rows))
+        width = min(0.8 / len(peers), WIDEST_BAR)
+        for place, peer in enumerate(peers):
+            mine = [row for row in cell_rows if row.peer == peer]
+            middle = (place - (len(peers) - 1) / 2) * width
+            where = [sizes.index(row.cell.size) + middle for row in mine]
+            ratio = [row.ratio.median for row in mine]
+            panel.bar(
+                where,
+                [value - 1 for value in ratio],
+                width,
+                bottom=1,
+                color=COLOURS.get(peer),
+                label=_label(peer),
+                yerr=[
+                    [row.ratio.median - row.ratio.first_quartile for row in mine],
+                    [row.ratio.third_quartile - row.ratio.median for row in mine],
+                ],
+                error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+            )
+        panel.axhline(1, color="black", linewidth=1)
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        line = [row for row in rows if row.cell.work == cell_rows[0].cell.work]
+        low = min(row.ratio.first_quartile for row in line)
+        high = max(row.ratio.third_quartile for row in line)
+        panel.set_ylim(min(0.5, 0.9 * low), max(2, 1.1 * high))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.set_xticks(range(len(sizes)), [report.size_text(size) for size in sizes])
+        panel.set_xlim(-0.5, len(sizes) - 0.5)
+        panel.set_xlabel("elements")
+        if _is_first_column(panel):
+            panel.set_ylabel("peer's time / ours")
+    _finish(figure, f"Speed-up, above 1 ours is faster: {title}")
+    return figure
+
+
+def _panels(rows: list[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
+    """Small multiples: a line for each work, a column for each dtype."""
+    works = list(dict.fromkeys(row.cell.work for row in rows))
+    dtypes = list(dict.fromkeys(row.cell.dtype for row in rows))
+    figure, axes = plt.subplots(
+        len(works),
+        len(dtypes),
+        figsize=(1.2 + 4.4 * len(dtypes), 1.2 + 2.7 * len(works)),
+        squeeze=False,
+        sharey="row",
+        layout="constrained",
+    )
+    panels = []
+    for work, line in zip(works, axes, strict=True):
+        for dtype, panel in zip(dtypes, line, strict=True):
+            chosen = [row for row in rows if row.cell.work == work and row.cell.dtype == dtype]
+            if not chosen:
+                panel.set_axis_off()
+                continue
+            panel.set_title(f"{work}, {dtype}", fontsize=10)
+            panel.grid(True, which="major", linewidth=0.4, alpha=0.5)
+            panel.set_axisbelow(True)
+            panels.append((panel, chosen))
+    return figure, panels
+
+
+def _is_first_column(panel: Axes) -> bool:
+    place = panel.get_subplotspec()
+    return place is None or place.is_first_col()
+
+
+def _curves(rows: list[Row]) -> dict[str, list[tuple[Cell, float]]]:
+    """Seconds by size for ours and for every peer; ours from the row measured beside the copy."""
+    curves: dict[str, dict[Cell, float]] = {OURS: {}}
+    for row in rows:
+        curves.setdefault(row.peer, {})[row.cell] = row.theirs.median
+        if row.peer == COPY or row.cell not in curves[OURS]:
+            curves[OURS][row.cell] = row.ours.median
+    return {
+        peer: sorted(points.items(), key=lambda point: point[0].size)
+        for peer, points in curves.items()
+    }
+
+
+def _size_axis(panel: Axes, sizes: Iterable[int]) -> None:
+    shown = sorted(set(sizes))
+    panel.set_xscale("log", base=2)
+    # Every fourth power at most: labels of neighbours would touch.
+    kept = [size for at, size in enumerate(shown) if len(shown) <= 6 or at % 2 == 0]
+    panel.set_xticks(kept, [report.size_text(size) for size in kept])
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel("elements")
+
+
+def _label(peer: str) -> str:
+    return f"{COPY} of as many bytes" if peer == COPY else peer
+
+
+def _finish(figure: Figure, title: str) -> None:
+    labels: dict[str, Any] = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            labels.setdefault(label, handle)
+    figure.suptitle(title, fontsize=12)
+    figure.legend(
+        labels.values(),
+        labels.keys(),
+        loc="outside lower center",
+        ncols=min(4, max(1, math.ceil(len(labels) / 2))),
+        frameon=False,
+    )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # No software version in the file: the same results give the same bytes.
+    figure.savefig(path, dpi=RESOLUTION, metadata={"Software": None})
+    plt.close(figure)
+
+
+def fill(text: str, found: Sequence[Result]) -> str:
+    """The Markdown with every marked block generated anew."""
+
+    def replace(block: re.Match[str]) -> str:
+        return block["begin"] + _table(block["name"], found) + "\n" + block["end"]
+
+    filled, count = BLOCK.subn(replace, text)
+    if count != text.count("<!-- figures:begin "):
+        raise BadBlockError("a figures:begin marker has no figures:end after it")
+    return filled
+
+
+def _table(name: str, found: Sequence[Result]) -> str:
+    kind, *words = name.split()
+    if kind == "machine":
+        return report.markdown_machine(found)
+    if kind not in TABLES:
+        accepted = ", ".join(("machine", *TABLES))
+        raise BadBlockError(f"figures:begin {name}: no table {kind!r}; accepted are {accepted}")
+    wanted: dict[str, set[str]] = {}
+    for word in words:
+        key, equals, values = word.partition("=")
+        if not equals or key not in FILTERS:
+            raise BadBlockError(
+                f"figures:begin {name}: {word!r} is no filter;"
+                f" accepted are {', '.join(f'{key}=VALUE[,VALUE]' for key in FILTERS)}"
+            )
+        wanted[key] = set(values.split(","))
+    rows = [row for result in found for row in result.rows if _matches(row, wanted)]
+    if not rows:
+        raise BadBlockError(f"figures:begin {name}: no row of the results matches")
+    return TABLES[kind](rows)
+
+
+def _matches(row: Row, wanted: dict[str, set[str]]) -> bool:
+    return all(
+        str(row.peer if key == "peer" else getattr(row.cell, key)) in values
+        for key, values in wanted.items()
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.figures", description="Draw and tabulate result files."
+    )
+    add = parser.add_argument
+    add("results", nargs="+", type=Path, metavar="RESULT.json")
+    add("--output", type=Path, metavar="FOLDER", help="draw the pictures into this folder")
+    add("--write", type=Path, nargs="+", metavar="FILE.md", help="fill these files' blocks")
+    add("--check", action="store_true", help="write nothing; exit 1 if --write would change a file")
+    chosen = parser.parse_args(arguments)
+    if not chosen.output and not chosen.write:
+        parser.error("nothing to do: give --output FOLDER, --write FILE.md or both")
+    try:
+        found = [results.read(path) for path in chosen.results]
+        pages = {path: path.read_text(encoding="utf-8") for path in chosen.write or ()}
+        filled = {path: fill(text, found) for path, text in pages.items()}
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+    stale = [path for path, text in pages.items() if filled[path] != text]
+    if chosen.check:
+        for path in stale:
+            print(f"{path} is stale; run python -m bench.figures with --write", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(filled[path], encoding="utf-8")
+        print(f"wrote {path}")
+    if chosen.output:
+        for path in draw(found, chosen.output):
+            print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

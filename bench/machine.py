@@ -1,0 +1,121 @@
+"""On what a result was measured: processor, accelerator, versions, commit, settings.
+
+Depends on torch and the standard library; nothing here names the host or its user.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "scipy",
+    "onnxruntime",
+    "onnx",
+    "flag_gems",
+)
+# Settings that change what is measured: of ours, of OpenMP's threads, of the allocator.
+SETTINGS = ("FUSED_SIGMOID_", "OMP_", "GOMP_", "KMP_", "MKL_NUM", "THP_", "MALLOC_", "LD_PRELOAD")
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Everything a reader needs to judge or repeat a measurement, ready for JSON."""
+    facts: dict[str, Any] = {
+        "name": device_name(device),
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_last_level_cache_bytes": last_level_cache("cpu"),
+        "logical_cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "huge_pages": huge_pages(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+        "settings": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)
+        },
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        facts["cuda"] = {
+            "runtime": torch.version.cuda,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "last_level_cache_bytes": last_level_cache("cuda"),
+            "memory_bytes": properties.total_memory,
+        }
+    return facts
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(0) if device == "cuda" else cpu_model()
+
+
+def cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()
+
+
+def last_level_cache(device: str) -> int:
+    """Bytes of the cache nearest to memory, or 0 where the system does not say."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    sizes = [0]
+    for file in CACHES.glob("index*/size"):
+        text = file.read_text(encoding="ascii").strip()
+        sizes.append(int(text.rstrip("KM")) * {"K": 1024, "M": 1024**2}.get(text[-1], 1))
+    return max(sizes)
+
+
+def huge_pages() -> str | None:
+    """The setting of transparent huge pages: always, madvise or never."""
+    try:
+        chosen = re.search(r"\[(\w+)\]", HUGE_PAGES.read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return chosen[1] if chosen else None
+
+
+def versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> dict[str, Any]:
+    """The commit checked out, and whether the tree differs from it; None outside a repository."""
+    head = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain")
+    return {"commit": head or None, "dirty": None if changes is None else bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,260 @@
+"""Who is timed: fused_sigmoid, the copy that is its limit, and the peers it is compared with.
+
+One class a peer: whether it can do a cell, and the call that does it. A peer's package is imported
+only when it is asked for. Depends on works for the buffers and on results for the cell.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.results import COPY, OURS, Cell
+from bench.timing import Call
+from bench.works import DTYPES, Buffers
+
+Bind = Callable[[Buffers], Call]
+
+
+class CannotRunError(Exception):
+    """Why a peer cannot do a cell, in words for the list of skipped rows."""
+
+
+class Peer:
+    """``prepare(cell)`` gives what binds the work to buffers, or raises CannotRunError."""
+
+    name: str
+    package: str | None = None
+    compiles = False
+
+    def prepare(self, cell: Cell) -> Bind:
+        raise NotImplementedError
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Entered around each sample, outside its time."""
+        return nullcontext()
+
+    def require(self, cell: Cell, devices: tuple[str, ...], works: tuple[str, ...]) -> None:
+        if self.package and importlib.util.find_spec(self.package) is None:
+            raise CannotRunError(f"package {self.package} is not installed")
+        if cell.device not in devices:
+            raise CannotRunError(f"runs on {', '.join(devices)} only")
+        if cell.work not in works:
+            raise CannotRunError(f"has no {cell.work}")
+
+
+class FusedSigmoid(Peer):
+    name = OURS
+
+    def prepare(self, cell: Cell) -> Bind:
+        import fused_sigmoid
+
+        if cell.work == "forward":
+            return lambda buffers: partial(fused_sigmoid.sigmoid, buffers.input, out=buffers.value)
+        if cell.work == "pair":
+            return lambda buffers: partial(fused_sigmoid.sigmoid_with_derivative, buffers.input)
+        return _bind_module(fused_sigmoid.FusedSigmoid(), cell.work)
+
+
+class FusedSigmoidSaving(Peer):
+    """Ours with ``saved`` forced, against ours with "auto": where the crossover lies."""
+
+    def __init__(self, saved: str) -> None:
+        self.saved = saved
+        self.name = f"saved={saved}"
+
+    def prepare(self, cell: Cell) -> Bind:
+        self.require(cell, ("cpu", "cuda"), ("training",))
+        import fused_sigmoid
+
+        return _bind_module(fused_sigmoid.FusedSigmoid(saved=self.saved), cell.work)
+
+
+class Copy(Peer):
+    """The roofline: a copy of as many bytes as the work moves, into memory already touched."""
+
+    name = COPY
+
+    def prepare(self, cell: Cell) -> Bind:
+        return lambda buffers: partial(buffers.copy_target.copy_, buffers.copy_source)
+
+
+class TorchEager(Peer):
+    name = "torch"
+
+    def prepare(self, cell: Cell) -> Bind:
+        if cell.work == "forward":
+            return lambda buffers: partial(torch.sigmoid, buffers.input, out=buffers.value)
+        if cell.work == "pair":
+            return lambda buffers: partial(_composed_pair, buffers.input)
+        return _bind_module(nn.Sigmoid(), cell.work)
+
+
+class TorchCompile(Peer):
+    """Compiled anew for every cell: shapes are static, as the peer would like them."""
+
+    name = "torch.compile"
+    compiles = True
+
+    def prepare(self, cell: Cell) -> Bind:
+        torch._dynamo.reset()
+        if cell.work == "forward":
+            into = torch.compile(_sigmoid_into, dynamic=False)
+            return lambda buffers: partial(into, buffers.input, buffers.value)
+        if cell.work == "pair":
+            pair = torch.compile(_composed_pair, dynamic=False)
+            return lambda buffers: partial(pair, buffers.input)
+        return _bind_module(torch.compile(nn.Sigmoid(), dynamic=False), cell.work)
+
+
+class FlagGems(Peer):
+    """FlagGems takes over ATen's operators while its context is entered, backward included."""
+
+    name = "flag_gems"
+    package = "flag_gems"
+
+    def prepare(self, cell: Cell) -> Bind:
+        self.require(cell, ("cuda",), ("forward-fresh", "pair", "training"))
+        return TorchEager().prepare(cell)
+
+    def active(self) -> AbstractContextManager[Any]:
+        import flag_gems
+
+        return flag_gems.use_gems()
+
+
+class OnnxRuntime(Peer):
+    name = "onnxruntime"
+    package = "onnxruntime"
+
+    def prepare(self, cell: Cell) -> Bind:
+        self.require(cell, ("cpu",), ("forward", "forward-fresh"))
+        if DTYPES[cell.dtype] == torch.bfloat16:
+            raise CannotRunError("its CPU provider has no bfloat16 Sigmoid, NumPy no bfloat16")
+        session = _onnx_session(cell)
+        if cell.work == "forward":
+
+            def bind(buffers: Buffers) -> Call:
+                source, target = buffers.input.numpy(), buffers.value.numpy()
+                binding = session.io_binding()
+                place = ("cpu", 0, source.dtype, source.shape)
+                binding.bind_input("x", *place, source.ctypes.data)
+                binding.bind_output("y", *place, target.ctypes.data)
+
+                def run() -> torch.Tensor:
+                    session.run_with_iobinding(binding)
+                    return buffers.value
+
+                return run
+
+            return bind
+
+        def bind_fresh(buffers: Buffers) -> Call:
+            feed = {"x": buffers.input.numpy()}
+            return lambda: session.run(None, feed)[0]
+
+        return bind_fresh
+
+
+class Scipy(Peer):
+    name = "scipy"
+    package = "scipy"
+
+    def prepare(self, cell: Cell) -> Bind:
+        self.require(cell, ("cpu",), ("forward", "forward-fresh"))
+        if cell.threads > 1:
+            raise CannotRunError("scipy.special.expit runs on one thread")
+        from scipy.special import expit
+
+        if cell.dtype not in ("float32", "float64"):
+            raise CannotRunError(f"scipy.special.expit has no {cell.dtype} loop")
+        if cell.work == "forward":
+            return lambda buffers: partial(expit, buffers.input.numpy(), out=buffers.value.numpy())
+        return lambda buffers: partial(expit, buffers.input.numpy())
+
+
+class TorchHugePages(Peer):
+    """torch under THP_MEM_ALLOC_ENABLE=1. It is read at process start: see bench.runs."""
+
+    name = "torch+thp"
+    variable = "THP_MEM_ALLOC_ENABLE"
+    # Below this size torch's allocator does not ask for huge pages.
+    smallest_bytes = 2 * 1024**2
+
+    def prepare(self, cell: Cell) -> Bind:
+        raise CannotRunError("is measured in a process of its own")
+
+
+# Order of the columns and of measuring; those that compile come last as they take longest.
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        TorchEager(),
+        OnnxRuntime(),
+        Scipy(),
+        FlagGems(),
+        TorchHugePages(),
+        TorchCompile(),
+        FusedSigmoidSaving("derivative"),
+        FusedSigmoidSaving("input"),
+        FusedSigmoidSaving("output"),
+    )
+}
+DEFAULT_PEERS = tuple(name for name in PEERS if not name.startswith("saved="))
+
+
+def _bind_module(module: Callable[[torch.Tensor], torch.Tensor], work: str) -> Bind:
+    if work == "training":
+        return lambda buffers: partial(_train, module, buffers.input, buffers.grad_output)
+    return lambda buffers: partial(module, buffers.input)
+
+
+def _train(
+    module: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, grad: torch.Tensor
+) -> torch.Tensor | None:
+    module(values).backward(grad)
+    gradient = values.grad
+    values.grad = None  # else the next backward would add to it, and the sum be timed
+    return gradient
+
+
+def _composed_pair(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    output = torch.sigmoid(values)
+    return output, output * (1 - output)
+
+
+def _sigmoid_into(values: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(values, out=out)
+
+
+def _onnx_session(cell: Cell) -> Any:
+    import onnxruntime
+
+    try:
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise CannotRunError("package onnx, which writes its model, is not installed") from error
+    element = {
+        "float32": TensorProto.FLOAT,
+        "float64": TensorProto.DOUBLE,
+        "float16": TensorProto.FLOAT16,
+    }[cell.dtype]
+    ends = [helper.make_tensor_value_info(name, element, [cell.size]) for name in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Sigmoid", ["x"], ["y"])], "sigmoid", ends[:1], ends[1:]
+    )
+    # Operator set 13 and IR 8 are old enough for any onnxruntime in use.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cell.threads
+    # Its threads would otherwise spin on after a run and take the cores from ours.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

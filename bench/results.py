@@ -1,0 +1,109 @@
+"""What a run found, and its JSON file: rows, skips, machine, command.
+
+Depends on the standard library only, so that figures can be drawn where torch is not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+OURS = "fused_sigmoid"
+COPY = "copy_"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of one quantity over the rounds."""
+
+    first_quartile: float
+    median: float
+    third_quartile: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid. ``clock`` is wall (host time) or device (graph or events)."""
+
+    device: str
+    dtype: str
+    work: str
+    size: int
+    threads: int
+    clock: str
+    cache: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours beside one peer in one cell. Times are seconds per call; ratio is peer / ours."""
+
+    cell: Cell
+    peer: str
+    ours: Spread
+    theirs: Spread
+    ratio: Spread
+    rounds: int
+    timer: str
+    process: str
+    input_sets: int
+    bytes_moved: int
+    copy_seconds: float | None
+    copy_fraction: float | None
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        return self.bytes_moved / self.ours.median / 1e9
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row that is missing, and why."""
+
+    cell: Cell
+    peer: str
+    reason: str
+
+
+@dataclass
+class Result:
+    machine: dict[str, Any]
+    source: dict[str, Any]
+    date: str
+    command: str
+    rows: list[Row] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    elapsed_seconds: float = 0.0
+    interrupted: bool = False
+
+
+def write(result: Result, path: Path) -> None:
+    document = {"schema": SCHEMA, **asdict(result)}
+    for stored, row in zip(document["rows"], result.rows, strict=True):
+        stored["gigabytes_per_second"] = row.gigabytes_per_second
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> Result:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    schema = document.pop("schema", None)
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: schema is {schema!r}; this version reads {SCHEMA}")
+    document["rows"] = [_row(stored) for stored in document["rows"]]
+    document["skips"] = [
+        Skip(Cell(**stored["cell"]), stored["peer"], stored["reason"])
+        for stored in document["skips"]
+    ]
+    return Result(**document)
+
+
+def _row(stored: dict[str, Any]) -> Row:
+    stored.pop("gigabytes_per_second")  # derived; written for whoever reads the file alone
+    for name in ("ours", "theirs", "ratio"):
+        stored[name] = Spread(**stored[name])
+    stored["cell"] = Cell(**stored["cell"])
+    return Row(**stored)

@@ -1,0 +1,52 @@
+#include "huge_pages.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace fused_sigmoid {
+namespace {
+
+bool read_environment() {
+  const char* set = std::getenv("FUSED_SIGMOID_HUGEPAGES");
+  const std::string value = set == nullptr || *set == '\0' ? "1" : set;
+  if (value != "0" && value != "1") {
+    throw std::invalid_argument("FUSED_SIGMOID_HUGEPAGES is '" + value +
+                                "'; accepted are '0' and '1'");
+  }
+  return value == "1";
+}
+
+// The page size of x86-64 and, with 4 KiB base pages, of arm64.
+constexpr uintptr_t huge_page = uintptr_t{2} << 20;
+
+// Below, malloc mostly reuses memory that is mapped already, and a call to the system gains
+// nothing.
+constexpr size_t least_bytes = size_t{4} << 20;
+
+}  // namespace
+
+bool huge_pages_enabled() {
+  static const bool enabled = read_environment();
+  return enabled;
+}
+
+void advise_huge_pages(void* begin, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  if (bytes < least_bytes || !huge_pages_enabled()) return;
+  // Whole huge pages only: what lies beside the output is somebody else's memory.
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + huge_page - 1) & ~(huge_page - 1);
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) & ~(huge_page - 1);
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)begin;
+  (void)bytes;
+#endif
+}
+
+}  // namespace fused_sigmoid

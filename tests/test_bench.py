@@ -1,0 +1,445 @@
+"""The bench tells the truth: its ratios on clocks with known answers, its files, its refusals.
+
+Times nothing that matters; fake clocks wherever a number is expected.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for needed in ("matplotlib", "tabulate", "tqdm"):
+    pytest.importorskip(needed)
+
+from bench import __main__ as command_line  # noqa: E402
+from bench import figures, report, results, runs, works  # noqa: E402
+from bench.peers import PEERS, FusedSigmoid, TorchEager  # noqa: E402
+from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread  # noqa: E402
+from bench.timing import Effort, Sampler, measure_pair, spread, wall_sampler  # noqa: E402
+
+CELL = Cell("cpu", "float32", "forward", 1024, 1, "wall", "warm")
+SMALL_RUN = [
+    *("--device", "cpu", "--sizes", "64", "--dtypes", "float32", "--threads", "1"),
+    *("--rounds", "2", "--minimum-rounds", "1", "--sample-seconds", "1e-5"),
+    "--no-progress",
+]
+
+
+def steady(seconds_per_call: float) -> Sampler:
+    return Sampler(lambda passes: passes * seconds_per_call, calls=1)
+
+
+def row(peer: str, ours: float, theirs: float, cell: Cell = CELL) -> Row:
+    def exactly(value: float) -> Spread:
+        return Spread(value, value, value)
+
+    return Row(
+        cell=cell,
+        peer=peer,
+        ours=exactly(ours),
+        theirs=exactly(theirs),
+        ratio=exactly(theirs / ours),
+        rounds=3,
+        timer="wall",
+        process="shared",
+        input_sets=1,
+        bytes_moved=8192,
+        copy_seconds=1e-6,
+        copy_fraction=0.5,
+    )
+
+
+def some_result() -> Result:
+    larger = replace(CELL, size=1 << 20)
+    return Result(
+        machine={"name": "A CPU", "cpu_capability": "AVX2", "versions": {"torch": "2.13.0"}},
+        source={"commit": "0123456789abcdef", "dirty": False},
+        date="2026-01-02T03:04:05+00:00",
+        command="python -m bench",
+        rows=[
+            row(COPY, 2e-6, 1e-6),
+            row("torch", 2e-6, 3e-6),
+            row(COPY, 2e-3, 1e-3, larger),
+            row("torch", 2e-3, 5e-3, larger),
+        ],
+        skips=[Skip(CELL, "flag_gems", "package flag_gems is not installed")],
+        elapsed_seconds=1.5,
+    )
+
+
+# Ratios and times
+
+
+def test_quartiles_are_those_of_a_literal_table() -> None:
+    assert spread([5.0, 1.0, 3.0, 2.0, 4.0]) == Spread(2.0, 3.0, 4.0)
+    assert spread([7.0]) == Spread(7.0, 7.0, 7.0)
+
+
+def test_ratio_is_their_time_over_ours() -> None:
+    pairing = measure_pair(steady(2e-6), steady(5e-6), Effort(rounds=4))
+    assert pairing.ratio.median == pytest.approx(2.5)
+    assert pairing.ours.median == pytest.approx(2e-6)
+    assert pairing.theirs.median == pytest.approx(5e-6)
+    assert pairing.rounds == 4
+
+
+def test_a_machine_that_slows_steadily_favours_neither() -> None:
+    tick = count()
+
+    def slowing(cost: float) -> Sampler:
+        # Longer than a sample needs to be: one pass each, so every sample is one tick.
+        return Sampler(lambda passes: passes * cost * (1 + 0.05 * next(tick)), calls=1)
+
+    pairing = measure_pair(slowing(1.0), slowing(3.0), Effort(rounds=5, row_seconds=1e9))
+    assert pairing.ratio.median == pytest.approx(3.0)
+    assert pairing.ratio.first_quartile == pytest.approx(3.0)
+
+
+def test_a_hiccup_moves_no_median() -> None:
+    tick = count()
+
+    def hiccuping(passes: int) -> float:
+        return passes * (1.0 if next(tick) % 9 == 4 else 1e-3)
+
+    pairing = measure_pair(Sampler(hiccuping, 1), steady(2e-3), Effort(rounds=21))
+    assert pairing.ratio.median == pytest.approx(2.0)
+    assert pairing.ours.median == pytest.approx(1e-3)
+
+
+def test_samples_are_as_long_as_asked() -> None:
+    lengths: list[float] = []
+
+    def seconds(passes: int) -> float:
+        lengths.append(passes * 1e-6)
+        return lengths[-1]
+
+    measure_pair(Sampler(seconds, 1), steady(1.0), Effort(rounds=3, sample_seconds=5e-4))
+    assert min(lengths[-6:]) >= 5e-4
+    assert max(lengths[-6:]) < 5e-3
+
+
+def test_a_slow_row_stops_at_its_minimum() -> None:
+    now = count(step=10)
+    effort = Effort(rounds=50, minimum_rounds=3, row_seconds=1.0)
+    pairing = measure_pair(steady(1.0), steady(1.0), effort, elapsed=lambda: next(now))
+    assert pairing.rounds == 3
+
+
+def test_calls_of_a_pass_share_its_time() -> None:
+    clock, called = count(step=6000), []
+    calls = [lambda: called.append("a"), lambda: called.append("b")]
+    sampler = wall_sampler(calls, clock=lambda: next(clock))
+    assert sampler.seconds(2) == pytest.approx(6e-6)
+    assert called == ["a", "b", "a", "b"]
+    pairing = measure_pair(Sampler(lambda passes: passes * 4e-3, calls=4), steady(1e-3), Effort())
+    assert pairing.ratio.median == pytest.approx(1.0)
+
+
+def test_garbage_collection_is_off_while_timing_and_on_after() -> None:
+    states: list[bool] = []
+
+    def seconds(passes: int) -> float:
+        states.append(gc.isenabled())
+        return float(passes)
+
+    assert gc.isenabled()
+    measure_pair(Sampler(seconds, 1), Sampler(seconds, 1), Effort(rounds=1))
+    assert not any(states)
+    assert gc.isenabled()
+
+
+# What is measured
+
+
+@pytest.mark.parametrize(
+    ("work", "dtype", "expected"),
+    [
+        ("forward", "float32", 8_000),
+        ("forward-fresh", "float64", 16_000),
+        ("pair", "bfloat16", 6_000),
+        ("training", "float32", 20_000),
+    ],
+)
+def test_bytes_moved_and_the_copy_beside_them(work: str, dtype: str, expected: int) -> None:
+    assert works.bytes_moved(work, 1000, dtype) == expected
+    buffers = works.make_buffers(work, 1000, dtype, "cpu")
+    assert buffers.copy_source.nbytes + buffers.copy_target.nbytes == expected
+
+
+@pytest.mark.parametrize("work", list(works.WORKS))
+@pytest.mark.parametrize("dtype", list(works.DTYPES))
+def test_a_right_result_passes_the_guard(work: str, dtype: str) -> None:
+    cell = replace(CELL, work=work, dtype=dtype)
+    buffers = works.make_buffers(work, cell.size, dtype, "cpu")
+    call = TorchEager().prepare(cell)(buffers)
+    assert works.wrongness(work, buffers, call()) is None
+
+
+@pytest.mark.parametrize("at", [0, -1])
+@pytest.mark.parametrize("wrong", [0.5 + 1e-4, float("nan")])
+def test_a_wrong_result_does_not(wrong: float, at: int) -> None:
+    size = 3 * works.CHECKED_AT_EACH_END
+    buffers = works.make_buffers("pair", size, "float32", "cpu")
+    buffers.input[at] = 0.0
+    value = torch.sigmoid(buffers.input)
+    derivative = value * (1 - value)
+    assert works.wrongness("pair", buffers, (value, derivative)) is None
+    value[at] = wrong
+    assert "value is off" in str(works.wrongness("pair", buffers, (value, derivative)))
+    assert "float64" in str(works.wrongness("pair", buffers, (value.double(), derivative)))
+
+
+def test_a_gradient_is_not_added_to_the_last_one() -> None:
+    cell = replace(CELL, work="training")
+    buffers = works.make_buffers("training", cell.size, "float32", "cpu")
+    call = TorchEager().prepare(cell)(buffers)
+    call()
+    assert works.wrongness("training", buffers, call()) is None
+    assert buffers.input.grad is None
+
+
+def test_rotating_buffers_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.machine, "last_level_cache", lambda device: 40_000)
+    assert len(runs._buffers(replace(CELL, cache="rotating"))) == 10  # of 8,192 bytes each
+    assert len(runs._buffers(CELL)) == 1
+
+
+def test_a_gpu_has_two_clocks_at_small_sizes() -> None:
+    options = runs.Options(
+        "cuda", {"float32": (64, 1 << 20)}, ("forward",), (), (1,), "rotating", Effort()
+    )
+    found = [(cell.size, cell.clock, cell.cache) for cell in runs.cells(options)]
+    assert found == [
+        (64, "device", "rotating"),
+        (64, "wall", "warm"),
+        (1 << 20, "device", "rotating"),
+    ]
+
+
+# Files
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    results.write(some_result(), tmp_path / "result.json")
+    assert results.read(tmp_path / "result.json") == some_result()
+    stored = json.loads((tmp_path / "result.json").read_text())["rows"][0]
+    assert stored["gigabytes_per_second"] == pytest.approx(4.096)  # 8,192 bytes in 2 us
+
+
+def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="schema is 0; this version reads 1"):
+        results.read(tmp_path / "result.json")
+
+
+PAGE = """# Speed
+before
+<!-- figures:begin speed device=cpu threads=1 -->
+stale
+<!-- figures:end -->
+after
+<!-- figures:begin roofline -->
+<!-- figures:end -->
+<!-- figures:begin machine -->
+<!-- figures:end -->
+"""
+
+FILLED = """# Speed
+before
+<!-- figures:begin speed device=cpu threads=1 -->
+|   size |   ours |   torch |
+|-------:|-------:|--------:|
+|   1 Ki |   2 µs |    1.50 |
+|   1 Mi |   2 ms |    2.50 |
+<!-- figures:end -->
+after
+<!-- figures:begin roofline -->
+|   size |   ours |   GB/s |   of copy_ |
+|-------:|-------:|-------:|-----------:|
+|   1 Ki |   2 µs |    4.1 |       50 % |
+|   1 Mi |   2 ms | 0.0041 |       50 % |
+<!-- figures:end -->
+<!-- figures:begin machine -->
+| device   | CPU capability   | versions     | commit       | date       | command           |
+|:---------|:-----------------|:-------------|:-------------|:-----------|:------------------|
+| A CPU    | AVX2             | torch 2.13.0 | 0123456789ab | 2026-01-02 | `python -m bench` |
+<!-- figures:end -->
+"""
+
+
+def test_blocks_of_a_page_are_rewritten_and_a_stale_one_is_noticed(tmp_path: Path) -> None:
+    page, file = tmp_path / "page.md", tmp_path / "result.json"
+    results.write(some_result(), file)
+    page.write_text(PAGE, encoding="utf-8")
+    arguments = [str(file), "--write", str(page)]
+
+    assert figures.main([*arguments, "--check"]) == 1
+    assert page.read_text(encoding="utf-8") == PAGE
+    assert figures.main(arguments) == 0
+    assert page.read_text(encoding="utf-8") == FILLED
+    assert figures.main([*arguments, "--check"]) == 0
+
+    page.write_text(FILLED.replace("1.50", "1.75"), encoding="utf-8")
+    assert figures.main([*arguments, "--check"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("sped", "no table 'sped'; accepted are machine, speed, roofline"),
+        ("speed colour=red", "'colour=red' is no filter; accepted are device=VALUE"),
+        ("speed dtype=float64", "no row of the results matches"),
+    ],
+)
+def test_a_marker_that_asks_for_what_is_not_there(marker: str, message: str) -> None:
+    with pytest.raises(figures.BadBlockError, match=message.replace("[", r"\[")):
+        figures.fill(f"<!-- figures:begin {marker} -->\n<!-- figures:end -->", [some_result()])
+
+
+def test_a_table_keeps_a_work_together_though_sizes_were_measured_in_turn() -> None:
+    cells = [replace(CELL, size=size, work=work) for size in (1, 4) for work in ("pair", "forward")]
+    table = report.markdown_speed([row("torch", 1.0, 2.0, cell) for cell in cells])
+    found = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    assert [(work.strip(), size.strip()) for work, size in found] == [
+        ("pair", "1"),
+        ("pair", "4"),
+        ("forward", "1"),
+        ("forward", "4"),
+    ]
+
+
+def test_a_marker_without_an_end() -> None:
+    with pytest.raises(figures.BadBlockError, match="no figures:end"):
+        figures.fill("<!-- figures:begin speed -->\n", [some_result()])
+
+
+def test_pictures_are_drawn_from_the_file_alone(tmp_path: Path) -> None:
+    results.write(some_result(), tmp_path / "result.json")
+    assert figures.main([str(tmp_path / "result.json"), "--output", str(tmp_path / "drawn")]) == 0
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == ["speed-cpu-a-cpu-1-thread.png", "time-cpu-a-cpu-1-thread.png"]
+
+
+def test_the_terminal_shows_rows_and_what_is_missing() -> None:
+    text = report.terminal(some_result())
+    assert "1.50 [1.50, 1.50]" in text
+    assert "package flag_gems is not installed" in text
+
+
+# Whole runs
+
+
+@pytest.fixture
+def torch_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench's own behaviour, whatever state the library is in."""
+    monkeypatch.setattr(FusedSigmoid, "prepare", lambda self, cell: TorchEager().prepare(cell))
+
+
+@pytest.mark.usefixtures("torch_as_ours")
+def test_a_small_run_writes_rows_pictures_and_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SMALL_RUN, "--work", "forward", "training", "--peers", "torch", "flag_gems"]
+    assert command_line.main([*arguments, "--output", str(tmp_path)]) == 0
+    found = results.read(tmp_path / "result.json")
+    assert [(r.cell.work, r.peer) for r in found.rows] == [
+        ("forward", COPY),
+        ("forward", "torch"),
+        ("training", COPY),
+        ("training", "torch"),
+    ]
+    assert all(r.ratio.median > 0 and r.copy_fraction for r in found.rows)
+    assert {(s.cell.work, s.peer) for s in found.skips} == {
+        ("forward", "flag_gems"),
+        ("training", "flag_gems"),
+    }
+    assert str(tmp_path) not in found.command
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".png", ".png"]
+    assert "flag_gems" in capsys.readouterr().out
+
+
+def test_a_small_run_of_the_library_itself(tmp_path: Path) -> None:
+    arguments = [*SMALL_RUN, "--peers", "torch", "--no-pictures", "--output", str(tmp_path)]
+    assert command_line.main(arguments) == 0
+    found = results.read(tmp_path / "result.json")
+    assert [r.cell.work for r in found.rows if r.peer == "torch"] == list(works.WORKS)
+    assert not found.skips
+
+
+@pytest.mark.usefixtures("torch_as_ours")
+def test_an_interrupted_run_keeps_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(cell: Cell) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PEERS["scipy"], "prepare", interrupted)
+    arguments = [*SMALL_RUN, "--work", "forward", "--peers", "torch", "scipy", "--no-pictures"]
+    assert command_line.main([*arguments, "--output", str(tmp_path)]) == 130
+    found = results.read(tmp_path / "result.json")
+    assert found.interrupted
+    assert [r.peer for r in found.rows] == [COPY, "torch"]
+
+
+def test_a_wrong_result_of_ours_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tanh(self: FusedSigmoid, cell: Cell):  # type: ignore[no-untyped-def]
+        return lambda buffers: lambda: torch.tanh(buffers.input)
+
+    monkeypatch.setattr(FusedSigmoid, "prepare", tanh)
+    arguments = [*SMALL_RUN, "--work", "forward", "--peers", "torch", "--output", str(tmp_path)]
+    assert command_line.main(arguments) == 1
+    found = results.read(tmp_path / "result.json")
+    assert not found.rows
+    assert [(s.peer, s.reason[:12]) for s in found.skips] == [(OURS, "wrong result")]
+
+
+@pytest.mark.usefixtures("torch_as_ours")
+def test_a_peer_that_fails_is_listed_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(cell: Cell) -> None:
+        raise RuntimeError("no such symbol\nmore of it")
+
+    monkeypatch.setattr(PEERS["torch"], "prepare", broken)
+    arguments = [*SMALL_RUN, "--work", "forward", "--peers", "torch", "--no-pictures"]
+    assert command_line.main([*arguments, "--output", str(tmp_path)]) == 0
+    found = results.read(tmp_path / "result.json")
+    assert [r.peer for r in found.rows] == [COPY]
+    assert [s.reason for s in found.skips] == ["RuntimeError: no such symbol"]
+
+
+@pytest.mark.usefixtures("torch_as_ours")
+def test_rows_past_the_time_limit_are_listed(tmp_path: Path) -> None:
+    arguments = [*SMALL_RUN, "--work", "forward", "--time-limit", "1e-9", "--peers", "torch"]
+    assert command_line.main([*arguments, "--output", str(tmp_path)]) == 0
+    found = results.read(tmp_path / "result.json")
+    assert not found.rows
+    assert {s.reason for s in found.skips} == {"the time limit of 1e-09 s"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "accepted"),
+    [
+        (["--dtypes", "float31"], "bfloat16"),
+        (["--work", "backward"], "training"),
+        (["--peers", "numpy"], "onnxruntime"),
+        (["--device", "tpu"], "cuda"),
+        (["--sizes", "64K"], "64Ki"),
+        (["--threads", "0"], "whole numbers from 1"),
+    ],
+)
+def test_a_bad_name_is_answered_with_the_accepted_ones(
+    arguments: list[str], accepted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(arguments)
+    assert stopped.value.code == 2
+    assert accepted in capsys.readouterr().err.partition("error:")[2]

@@ -1,0 +1,63 @@
+"""The constants of the C++ and of the Triton kernels are the ones that the generator computes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fused_sigmoid import coefficients
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATOR = Path("csrc/numerics/generate_coefficients.py")
+HEADER = Path("csrc/numerics/coefficients.h")
+MODULE = Path("fused_sigmoid/coefficients.py")
+HEXADECIMAL = r"-?0x[0-9a-f.]+p[+-]\d+"
+
+
+def _check(root: Path) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("mpmath")
+    return subprocess.run(
+        [sys.executable, root / GENERATOR, "--check"], capture_output=True, text=True, check=False
+    )
+
+
+def test_generator_finds_its_files_up_to_date() -> None:
+    run = _check(ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("changed", [HEADER, MODULE], ids=str)
+def test_generator_notices_a_changed_coefficient(changed: Path, tmp_path: Path) -> None:
+    for file in (GENERATOR, HEADER, MODULE):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    last = list(re.finditer(HEXADECIMAL, (tmp_path / changed).read_text()))[-1]
+    text = (tmp_path / changed).read_text()
+    other = last[0][:5] + ("1" if last[0][5] != "1" else "2") + last[0][6:]
+    (tmp_path / changed).write_text(text[: last.start()] + other + text[last.end() :])
+    run = _check(tmp_path)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert f"differs: {changed}" in run.stdout
+
+
+def test_header_and_module_hold_the_same_numbers() -> None:
+    header = (ROOT / HEADER).read_text()
+    for structure, prefix in (("Float32Constants", "FLOAT32"), ("Float64Constants", "FLOAT64")):
+        body = header.split(f"struct {structure} {{")[1].split("\n};")[0]
+        scalars = re.findall(rf"constexpr \w+ (\w+) = ({HEXADECIMAL})f?;", body)
+        assert {name for name, _ in scalars} == {
+            "limit",
+            "log2_e",
+            "ln2_high",
+            "ln2_low",
+            "round_shift",
+        }
+        for name, number in scalars:
+            assert getattr(coefficients, f"{prefix}_{name.upper()}") == float.fromhex(number)
+        array = re.findall(rf"({HEXADECIMAL})f?,", body.split("exp[")[1])
+        assert getattr(coefficients, f"{prefix}_EXP") == tuple(map(float.fromhex, array))

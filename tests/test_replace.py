@@ -1,0 +1,395 @@
+"""A model written with torch's sigmoid becomes a fused one and back without losing anything, module
+by module or for every call inside a block."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fused_sigmoid
+from fused_sigmoid import FusedSigmoid, override, replace_sigmoid, restore_sigmoid
+
+SAVED = ("auto", "derivative", "input", "output")
+X = torch.tensor([-40.0, 0.0, 20.0, 40.0], dtype=torch.float64)
+GRADIENT = oracle.derivative(oracle.exact(X))
+
+
+def gradient_of(function: Callable[[Tensor], Tensor]) -> Tensor:
+    x = X.clone().requires_grad_()
+    function(x).sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def is_exact(gradient: Tensor) -> bool:
+    return oracle.largest_error_in_ulp(gradient, GRADIENT) < 8
+
+
+def test_torchs_gradient_is_told_from_ours() -> None:
+    assert not is_exact(gradient_of(torch.sigmoid))
+    assert is_exact(gradient_of(fused_sigmoid.sigmoid))
+
+
+# replace_sigmoid and restore_sigmoid
+
+
+class Gate(nn.Module):
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.linear(x))
+
+
+class Subclass(nn.Sigmoid):
+    pass
+
+
+class Nested(nn.Module):
+    """A shared sigmoid, and one in each of torch's containers: 6 in all, 9 places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = nn.Sigmoid()
+        self.first = Gate(shared)
+        self.second = Gate(shared)
+        self.list = nn.ModuleList([nn.Sigmoid(), nn.ReLU(), shared])
+        self.dict = nn.ModuleDict({"a": nn.Sigmoid(), "b": nn.Tanh()})
+        self.sequence = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Sigmoid()), nn.Sigmoid())
+        self.own = Subclass()
+        self.already = FusedSigmoid("output")
+        self.last = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.sequence(self.second(self.first(x)))
+        return self.last(self.own(self.dict["a"](self.list[0](x))))
+
+
+def kinds(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(type(module) is kind for module in model.modules())
+
+
+def test_replace_reaches_every_sigmoid() -> None:
+    model = Nested()
+    x = torch.randn(2, 4)
+    before = model(x)
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    keys = list(model.state_dict())
+    assert replace_sigmoid(model) == 6
+    assert kinds(model, nn.Sigmoid) == 0
+    assert kinds(model, FusedSigmoid) == 7
+    assert [name for name, _ in model.named_modules(remove_duplicate=False)] == names
+    assert list(model.state_dict()) == keys
+    assert model.first.activation is model.second.activation is model.list[2]
+    assert type(model.own) is Subclass
+    assert model.already.saved == "output"
+    torch.testing.assert_close(model(x), before)
+
+
+def test_replaced_twice() -> None:
+    model = Nested()
+    replace_sigmoid(model)
+    assert replace_sigmoid(model) == 0
+    assert replace_sigmoid(nn.Linear(1, 1)) == 0
+    assert restore_sigmoid(nn.Sigmoid()) == 0
+
+
+def test_restore_undoes_it() -> None:
+    model = Nested()
+    modules = dict(model.named_modules())
+    attributes = {name: dict(module.__dict__) for name, module in modules.items()}
+    replace_sigmoid(model)
+    model.already.__class__ = nn.ReLU  # was no nn.Sigmoid, and so is nothing to restore
+    assert restore_sigmoid(model) == 6
+    assert kinds(model, FusedSigmoid) == 0
+    assert kinds(model, nn.Sigmoid) == 6
+    for name, module in model.named_modules():
+        assert module is modules[name]
+        assert module.__dict__ == attributes[name]
+
+
+def test_restore_drops_saved() -> None:
+    module = FusedSigmoid("derivative")
+    assert restore_sigmoid(module) == 1
+    assert type(module) is nn.Sigmoid
+    assert not hasattr(module, "saved")
+    assert repr(module) == "Sigmoid()"
+
+
+def test_the_root_itself() -> None:
+    model: nn.Module = nn.Sigmoid()
+    assert replace_sigmoid(model) == 1
+    assert type(model) is FusedSigmoid
+    assert model.saved == "auto"
+    assert is_exact(gradient_of(model))
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_saved_of_the_new_modules(saved: str) -> None:
+    model = nn.Sequential(nn.Sigmoid())
+    replace_sigmoid(model, saved=saved)
+    assert model[0].saved == saved
+    assert is_exact(gradient_of(model)) == (saved != "output")
+
+
+def test_unknown_saved_changes_nothing() -> None:
+    model = nn.Sequential(nn.Sigmoid())
+    with pytest.raises(ValueError, match="argument 'saved' is 'nonsense'; accepted are 'auto'"):
+        replace_sigmoid(model, saved="nonsense")
+    assert type(model[0]) is nn.Sigmoid
+
+
+def test_gradients_of_a_replaced_model_are_exact() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Sigmoid())
+    assert not is_exact(gradient_of(model))
+    replace_sigmoid(model)
+    assert is_exact(gradient_of(model))
+    restore_sigmoid(model)
+    assert not is_exact(gradient_of(model))
+
+
+def test_hooks_and_flags_are_kept() -> None:
+    model = nn.Sequential(nn.Sigmoid(), nn.Sigmoid()).eval()
+    model[1].train()
+    calls: list[str] = []
+    model[0].register_forward_hook(lambda *_: calls.append("forward"))
+    model[0].register_forward_pre_hook(lambda *_: calls.append("pre"))
+    model[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+    model[0].note = "kept"
+    replace_sigmoid(model)
+    model(torch.randn(3, requires_grad=True)).sum().backward()
+    assert calls == ["pre", "forward", "backward"]
+    assert [model[0].training, model[1].training] == [False, True]
+    assert model[0].note == "kept"
+    restore_sigmoid(model)
+    model(torch.randn(3, requires_grad=True)).sum().backward()
+    assert calls == ["pre", "forward", "backward"] * 2
+
+
+def test_state_dict_goes_both_ways() -> None:
+    plain, fused = Gate(nn.Sigmoid()), Gate(FusedSigmoid("derivative"))
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    plain.load_state_dict(fused.state_dict(), strict=True)
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+@pytest.mark.parametrize("function", [replace_sigmoid, restore_sigmoid])
+@pytest.mark.parametrize("value", [None, torch.zeros(1), nn.Sigmoid, "model", [nn.Sigmoid()]])
+def test_not_a_module(function: Callable[[Any], int], value: Any) -> None:
+    kind = type(value).__name__
+    with pytest.raises(TypeError, match=f"argument 'model' must be torch.nn.Module, not {kind}"):
+        function(value)
+
+
+# FusedSigmoid
+
+
+def test_is_an_nn_sigmoid() -> None:
+    assert isinstance(FusedSigmoid(), nn.Sigmoid)
+    assert list(FusedSigmoid().parameters()) == []
+
+
+def test_repr() -> None:
+    assert repr(FusedSigmoid()) == "FusedSigmoid()"
+    assert repr(FusedSigmoid("derivative")) == "FusedSigmoid(saved='derivative')"
+    assert repr(nn.Sequential(FusedSigmoid(saved="output"))) == (
+        "Sequential(\n  (0): FusedSigmoid(saved='output')\n)"
+    )
+
+
+def _through_torch(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), _through_torch],
+    ids=["deepcopy", "copy", "pickle", "torch.save"],
+)
+@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_copies_keep_saved(
+    duplicate: Callable[[nn.Module], nn.Module], saved: str, replaced: bool
+) -> None:
+    module: nn.Module = nn.Sigmoid() if replaced else FusedSigmoid(saved)
+    if replaced:
+        replace_sigmoid(module, saved=saved)
+    twin = duplicate(module)
+    assert type(twin) is FusedSigmoid
+    assert twin is not module
+    assert twin.saved == saved
+    assert is_exact(gradient_of(twin)) == (saved != "output")
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_saved_holds_on_every_route(saved: str) -> None:
+    module = FusedSigmoid(saved)
+    assert is_exact(gradient_of(module)) == (saved != "output")
+    with torch.device("cpu"):  # an active function mode
+        assert is_exact(gradient_of(module)) == (saved != "output")
+    assert is_exact(torch.func.vmap(torch.func.grad(module))(X)) == (saved != "output")
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_saved_decides_what_is_kept(saved: str) -> None:
+    kept: list[Tensor] = []
+    x = torch.randn(5, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = FusedSigmoid(saved)(x)
+    pointers = {tensor.data_ptr() for tensor in kept}
+    if saved == "input":
+        assert pointers == {x.data_ptr()}
+    elif saved == "output":
+        assert pointers == {y.data_ptr()}
+    elif saved == "derivative":
+        assert len(pointers - {x.data_ptr(), y.data_ptr()}) == 1
+    else:
+        assert pointers != {y.data_ptr()}
+
+
+# override
+
+
+CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch.sigmoid": torch.sigmoid,
+    "torch.sigmoid with a keyword": lambda x: torch.sigmoid(input=x),
+    "Tensor.sigmoid": lambda x: x.sigmoid(),
+    "torch.sigmoid_": lambda x: torch.sigmoid_(x * 1),
+    "Tensor.sigmoid_": lambda x: (x * 1).sigmoid_(),
+    "torch.nn.functional.sigmoid": nn.functional.sigmoid,
+    "torch.special.expit": torch.special.expit,
+    "nn.Sigmoid": nn.Sigmoid(),
+    "a model": nn.Sequential(nn.Identity(), nn.Sigmoid()),
+    "a Parameter": lambda x: torch.sigmoid(nn.Parameter(x.detach()) + 0 * x + x - x.detach()),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_override_catches(name: str) -> None:
+    assert not is_exact(gradient_of(CALLS[name]))
+    with override():
+        assert is_exact(gradient_of(CALLS[name]))
+    assert not is_exact(gradient_of(CALLS[name]))
+
+
+def test_gradients_stay_exact_outside() -> None:
+    x = X.clone().requires_grad_()
+    with override():
+        y = torch.sigmoid(x)
+    y.sum().backward()
+    assert is_exact(x.grad)
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, torch.special.expit])
+def test_override_with_out(function: Callable[..., Tensor]) -> None:
+    # Where float32 sigmoids of torch are 0, ours is not: that shows whose value it is.
+    x = torch.tensor([-95.0, 0.0])
+    out = torch.zeros(2)
+    with override():
+        assert function(x, out=out) is out
+    assert oracle.largest_error_in_ulp(out, oracle.value(oracle.exact(x))) <= 3
+
+
+def test_override_in_place_returns_its_argument() -> None:
+    x = torch.tensor([-95.0, 0.0])
+    with override():
+        assert x.sigmoid_() is x
+        assert torch.sigmoid_(x) is x
+
+
+def test_override_leaves_everything_else_alone() -> None:
+    x = torch.randn(3)
+    with override():
+        assert torch.equal(torch.tanh(x), x.tanh())
+        assert torch.equal(nn.functional.logsigmoid(x), nn.LogSigmoid()(x))
+        assert torch.sigmoid(torch.ones(2, dtype=torch.complex64)).dtype == torch.complex64
+        assert torch.sigmoid(torch.tensor([1, 2])).dtype == torch.float32
+        with pytest.raises(TypeError, match="must be Tensor, not float"):
+            torch.sigmoid(1.0)  # type: ignore[arg-type]
+
+
+def test_override_nests() -> None:
+    with override():
+        with override():
+            assert is_exact(gradient_of(torch.sigmoid))
+        assert is_exact(gradient_of(torch.sigmoid))
+        with torch.device("cpu"):
+            assert is_exact(gradient_of(torch.sigmoid))
+    with torch.device("cpu"), override():
+        assert is_exact(gradient_of(torch.sigmoid))
+    assert not is_exact(gradient_of(torch.sigmoid))
+
+
+def test_one_override_can_be_entered_again() -> None:
+    block = override()
+    for _ in range(2):
+        with block:
+            assert is_exact(gradient_of(torch.sigmoid))
+        assert not is_exact(gradient_of(torch.sigmoid))
+
+
+def test_override_ends_with_an_exception() -> None:
+    def leave() -> None:
+        with override():
+            torch.sigmoid(torch.eye(2).to_sparse())
+
+    with pytest.raises(NotImplementedError):
+        leave()
+    assert torch.overrides._get_current_function_mode() is None
+    assert not is_exact(gradient_of(torch.sigmoid))
+
+
+def test_other_threads_are_unaffected() -> None:
+    inside, done = threading.Event(), threading.Event()
+    gradients: list[Tensor] = []
+
+    def other() -> None:
+        inside.wait()
+        gradients.append(gradient_of(torch.sigmoid))
+        done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with override():
+        inside.set()
+        assert done.wait(60)
+        gradients.append(gradient_of(torch.sigmoid))
+    thread.join()
+    assert [is_exact(gradient) for gradient in gradients] == [False, True]
+
+
+def test_override_under_compile() -> None:
+    torch._dynamo.reset()
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def inside(x: Tensor) -> Tensor:
+        with override():
+            return torch.sigmoid(x * 1)
+
+    assert is_exact(gradient_of(inside))
+
+    around = torch.compile(lambda x: torch.sigmoid(x * 1), backend="aot_eager", fullgraph=True)
+    with override():
+        assert is_exact(gradient_of(around))
+    torch._dynamo.reset()
+
+
+def test_override_with_transforms() -> None:
+    with override():
+        gradient = torch.func.vmap(torch.func.grad(torch.sigmoid))(X)
+    assert is_exact(gradient)

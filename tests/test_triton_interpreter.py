@@ -1,0 +1,471 @@
+"""The GPU kernels give right values, derivatives and gradients, on any shape and layout.
+
+They run without a GPU, under Triton's interpreter. References are NumPy's long double, rounded
+once by integers of the last place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fused_sigmoid
+
+pytest.importorskip("triton")
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+# Units of the last place (ulp) by which value and derivative may be off: the bounds proven for the
+# CPU, whose bits these are. Seen here: 1.87 and 2.51 in float64, 1.76 and 2.34 in float32.
+BOUNDS = {torch.float64: (2.5, 3.5), torch.float32: (2.45, 3.3)}
+
+
+def _fused_multiply_add(interpreter):
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    libm.fma.argtypes, libm.fma.restype = [ctypes.c_double] * 3, ctypes.c_double
+    libm.fmaf.argtypes, libm.fmaf.restype = [ctypes.c_float] * 3, ctypes.c_float
+    by_dtype = {
+        np.float64: np.frompyfunc(libm.fma, 3, 1),
+        np.float32: np.frompyfunc(libm.fmaf, 3, 1),
+    }
+
+    def fma(x, y, z):
+        data = by_dtype[z.data.dtype.type](x.data, y.data, z.data).astype(z.data.dtype)
+        return interpreter.TensorHandle(data, z.dtype.scalar)
+
+    return fma
+
+
+def _bfloat16_conversion(interpreter, tl, original):
+    def convert(source, target):
+        data, scalar = source.data, target.scalar
+        if source.dtype.scalar == tl.bfloat16:
+            data = torch.from_numpy(data.view(np.int16)).view(torch.bfloat16).float().numpy()
+        elif scalar == tl.bfloat16:
+            data = torch.from_numpy(data).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        else:
+            return original(source, target)
+        return interpreter.TensorHandle(data, scalar)
+
+    return convert
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """A private interpreted copy of the module, on an interpreter that computes as a GPU does.
+
+    Triton 3.6 and 3.7 interpret fma as a product and a sum, cut float32 to bfloat16 instead of
+    rounding it, and read bfloat16 subnormals wrong.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    source = Path(fused_sigmoid.__file__).with_name("triton_kernels.py")
+    spec = importlib.util.spec_from_file_location("fused_sigmoid.interpreted_kernels", source)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")  # read by @triton.jit alone
+        spec.loader.exec_module(module)
+    builder = interpreter.interpreter_builder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_fma", _fused_multiply_add(interpreter))
+        for name in ("create_fp_ext", "create_fp_trunc"):
+            original = getattr(builder, name)
+            patch.setattr(builder, name, _bfloat16_conversion(interpreter, tl, original))
+        with np.errstate(all="ignore"):  # signalling NaN and overflows are among the inputs
+            yield module
+
+
+def _exact(tensor):
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.numpy().astype(np.longdouble)
+
+
+def _value(x):
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, 1) / (1 + e)
+
+
+def _derivative(x):
+    e = np.exp(-np.abs(x))
+    return e / (1 + e) ** 2
+
+
+def _ulp(reference, dtype):
+    info = torch.finfo(dtype)
+    smallest = np.log2(info.smallest_normal) + np.log2(info.eps)
+    exponent = np.frexp(reference)[1] - 1 + np.log2(info.eps)
+    exponent = np.where(np.isfinite(reference), exponent, 0)
+    return np.ldexp(np.longdouble(1), np.maximum(exponent, smallest).astype(int))
+
+
+def _rounded(reference, dtype):
+    ulp = _ulp(reference, dtype)
+    rounded = np.asarray(np.rint(reference / ulp) * ulp, dtype=np.float64)
+    return torch.from_numpy(rounded).to(dtype)
+
+
+def _wide(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _tolerance(reference, dtype, bound):
+    """`bound` ulp of the type computed in and, for a half, the half ulp of its rounding."""
+    rounding = 0.5 * _ulp(reference, dtype) if dtype.itemsize == 2 else 0
+    return bound * _ulp(reference, _wide(dtype)) + rounding
+
+
+def _assert_within(result, reference, tolerance):
+    """Every finite reference is met within its tolerance, every NaN by NaN."""
+    assert result.shape == reference.shape
+    got = _exact(result)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(reference))
+    assert (np.isnan(got) | (np.abs(got - reference) <= tolerance)).all()
+
+
+def _every_half(dtype):
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def _inputs(dtype):
+    """Bit patterns of a half; else a sweep past both ends of the range, and small numbers."""
+    if dtype.itemsize == 2:
+        return _every_half(dtype)[::5]
+    end = 110 if dtype == torch.float32 else 750
+    generator = torch.Generator().manual_seed(0)
+    small = torch.logspace(-46, 1, 2001, dtype=torch.float64)
+    return torch.cat(
+        [
+            torch.linspace(-end, end, 12001, dtype=torch.float64),
+            torch.randn(8000, generator=generator, dtype=torch.float64) * 4,
+            small,
+            -small,
+        ]
+    ).to(dtype)
+
+
+def _random(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * 4).to(dtype)
+
+
+def _like(tensor, layout):
+    return torch.empty_like(layout).copy_(tensor)
+
+
+def _results(kernels, grad, x):
+    """Each public function's result, reference and tolerance; backwards read rounded operands."""
+    value, derivative, g = _value(_exact(x)), _derivative(_exact(x)), _exact(grad)
+    saved_value = _like(_rounded(value, x.dtype), x)
+    saved_derivative = _like(_rounded(derivative, x.dtype), x)
+    y, d = _exact(saved_value), _exact(saved_derivative)
+    pair = kernels.sigmoid_with_derivative(x)
+    from_input = kernels.sigmoid_backward(grad, x)
+    from_output = kernels.sigmoid_backward_from_output(grad, saved_value)
+    from_derivative = kernels.sigmoid_backward_from_derivative(grad, saved_derivative)
+
+    value_bound, derivative_bound = BOUNDS[_wide(x.dtype)]
+    value_tolerance = _tolerance(value, x.dtype, value_bound)
+    # The gradient inherits the derivative's error and is rounded itself.
+    inherited = np.abs(g) * derivative_bound * _ulp(derivative, _wide(x.dtype))
+    return {
+        "value": (kernels.sigmoid(x), value, value_tolerance),
+        "value of the pair": (pair[0], value, value_tolerance),
+        "derivative": (pair[1], derivative, _tolerance(derivative, x.dtype, derivative_bound)),
+        "from input": (
+            from_input,
+            g * derivative,
+            inherited + _tolerance(g * derivative, x.dtype, 0.5),
+        ),
+        # Three roundings, each by half an ulp, of which the next makes up to a whole one.
+        "from output": (
+            from_output,
+            g * (1 - y) * y,
+            _tolerance(g * (1 - y) * y, x.dtype, 2.5),
+        ),
+        "from derivative": (from_derivative, g * d, _tolerance(g * d, x.dtype, 0.5)),
+    }
+
+
+def _assert_all_within(results, dtype):
+    for result, reference, tolerance in results.values():
+        assert result.dtype == dtype
+        _assert_within(result, reference, tolerance)
+
+
+def _sizes(block):
+    return [0, 1, 2, block - 1, block, block + 1, 3 * block + 7]
+
+
+@contextlib.contextmanager
+def _accesses():
+    """Addresses that the interpreted kernels read and write meanwhile."""
+    from triton.runtime import interpreter
+
+    builder, seen = interpreter.interpreter_builder, []
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def spied_load(pointers, mask, *rest):
+        seen.append(pointers.data[mask.data])
+        return load(pointers, mask, *rest)
+
+    def spied_store(pointers, value, mask, *rest):
+        seen.append(pointers.data[mask.data])
+        return store(pointers, value, mask, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_masked_load", spied_load)
+        patch.setattr(builder, "create_masked_store", spied_store)
+        yield seen
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_outside_the_tensors_is_touched(kernels, dtype):
+    # The first test here: the others crash where this one fails.
+    guard, sentinel = kernels.BLOCK_SIZE, 7.0
+    for kernel in kernels.KERNELS:
+        for size in _sizes(kernels.BLOCK_SIZE):
+            buffers = [
+                torch.full((guard + size + guard,), sentinel, dtype=dtype)
+                for _ in range(kernel.reads + kernel.writes)
+            ]
+            tensors = tuple(buffer[guard : guard + size] for buffer in buffers)
+            with _accesses() as seen:
+                kernels._launch(kernel, tensors)
+            addresses = np.concatenate([*seen, np.empty(0, np.uint64)])
+            allowed = np.concatenate(
+                [t.data_ptr() + dtype.itemsize * np.arange(size, dtype=np.uint64) for t in tensors]
+            )
+            np.testing.assert_array_equal(np.sort(addresses), np.sort(allowed))
+            for buffer in buffers:
+                assert (buffer[:guard] == sentinel).all()
+                assert (buffer[guard + size :] == sentinel).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_errors_stay_within_their_bounds(kernels, dtype):
+    x = _inputs(dtype)
+    _assert_all_within(_results(kernels, _random(x.shape, dtype), x), dtype)
+
+
+def test_bfloat16_is_correctly_rounded_for_every_input(kernels):
+    x = _every_half(torch.bfloat16)
+    value, derivative = kernels.sigmoid_with_derivative(x)
+    for result, reference in ((value, _value(_exact(x))), (derivative, _derivative(_exact(x)))):
+        expected = _rounded(reference, torch.bfloat16)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_float16_is_correctly_rounded_but_for_near_ties(kernels):
+    x = _every_half(torch.float16)
+    value, derivative = kernels.sigmoid_with_derivative(x)
+    missed = (value != _rounded(_value(_exact(x)), torch.float16)) & ~x.isnan()
+    missed_derivative = (derivative != _rounded(_derivative(_exact(x)), torch.float16)) & ~x.isnan()
+    # Of 63,488 finite inputs; seen: 6 and 6. Correctly rounded float32 results, rounded once more,
+    # miss 7 and 6.
+    assert missed.sum() <= 7
+    assert missed_derivative.sum() <= 6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sigmoid",
+        "sigmoid_with_derivative",
+        "sigmoid_backward",
+        "sigmoid_backward_from_output",
+        "sigmoid_backward_from_derivative",
+    ],
+)
+def test_bits_are_those_of_the_cpu(kernels, name, dtype):
+    operand = _inputs(dtype)
+    operands = (_random(operand.shape, dtype), operand) if "backward" in name else (operand,)
+    result = getattr(kernels, name)(*operands)
+    expected = getattr(torch.ops.fused_sigmoid, name)(*operands)
+    if name == "sigmoid_with_derivative":
+        result, expected = torch.stack(result), torch.stack(expected)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    same = (result.view(bits) == expected.view(bits)) | (result.isnan() & expected.isnan())
+    assert same.all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x", "derivative"),
+    [
+        (torch.bfloat16, 6.25, 1.922607421875e-03),
+        (torch.bfloat16, 20.0, 2.066371962428093e-09),
+        (torch.bfloat16, 88.0, 6.06e-39),
+        (torch.float16, 17.0, 5.9604644775390625e-08),
+        (torch.float32, 20.0, 2.0611536181902036e-09),
+        (torch.float32, 100.0, 3.783505853677006e-44),
+        (torch.float64, 700.0, 9.8596765437597708e-305),
+    ],
+)
+def test_derivative_is_the_same_on_both_tails(kernels, dtype, x, derivative):
+    expected = torch.tensor([derivative] * 2, dtype=torch.float64).to(dtype)
+    pair = torch.tensor([-x, x], dtype=dtype)
+    result = kernels.sigmoid_with_derivative(pair)[1]
+    tolerance = 2 * torch.finfo(dtype).eps
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    torch.testing.assert_close(result, expected, rtol=tolerance, atol=tiny)
+    assert result[0] == result[1] > 0
+    assert torch.equal(kernels.sigmoid_backward(torch.ones_like(pair), pair), result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_special_values(kernels, dtype):
+    nan, inf = float("nan"), float("inf")
+    x = torch.tensor([nan, inf, -inf, 0.0, -0.0], dtype=dtype)
+    value = torch.tensor([nan, 1.0, 0.0, 0.5, 0.5], dtype=dtype)
+    derivative = torch.tensor([nan, 0.0, 0.0, 0.25, 0.25], dtype=dtype)
+    got_value, got_derivative = kernels.sigmoid_with_derivative(x)
+    for result, expected in (
+        (got_value, value),
+        (got_derivative, derivative),
+        (kernels.sigmoid(x), value),
+        (kernels.sigmoid_backward(torch.ones_like(x), x), derivative),
+    ):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+        assert not result[1:].signbit().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_backward_from_output_rounds_as_torch(kernels, dtype):
+    grad, y = _random(3000, dtype), torch.rand(3000, dtype=dtype)
+    wide = torch.promote_types(dtype, torch.float32)  # halves are computed in float32
+    expected = torch.ops.aten.sigmoid_backward(grad.to(wide), y.to(wide)).to(dtype)
+    assert torch.equal(kernels.sigmoid_backward_from_output(grad, y), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_subnormal_gradients_survive(kernels, dtype):
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    grad = torch.tensor([8 * smallest], dtype=dtype)
+    x = torch.zeros(1, dtype=dtype)
+    assert kernels.sigmoid_backward(grad, x).item() == 2 * smallest
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_size(kernels, dtype):
+    for size in _sizes(kernels.BLOCK_SIZE):
+        grad, x = _random(size, dtype, seed=1), _random(size, dtype)
+        _assert_all_within(_results(kernels, grad, x), dtype)
+
+
+LAYOUTS = {
+    "0-d": lambda make: make(()),
+    "empty": lambda make: make((3, 0, 2)),
+    "transposed": lambda make: make((5, 7)).t(),
+    "channels_last": lambda make: make((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last),
+    "permuted": lambda make: make((2, 3, 4)).permute(2, 0, 1),
+    "strided slice": lambda make: make((6, 10))[1::2, ::3],
+    "slice of transposed": lambda make: make((6, 10)).t()[::2],
+    "unaligned": lambda make: make((41,))[1:],
+    "expanded": lambda make: make((4, 1)).expand(4, 5),
+    "column": lambda make: make((1, 9)).t(),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(kernels, layout, dtype):
+    x = LAYOUTS[layout](lambda shape: _random(shape, dtype))
+    before, strides = x.clone(), torch.sigmoid(x).stride()
+    reversed_order = tuple(reversed(range(x.dim())))
+    for grad in (
+        _random((), dtype, seed=1).expand(x.shape),
+        _random(x.shape[::-1], dtype, seed=2).permute(reversed_order),
+    ):
+        results = _results(kernels, grad, x)
+        _assert_all_within(results, dtype)
+        assert {result.stride() for result, _, _ in results.values()} == {strides}
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("layout", ["0-d", "transposed", "channels_last", "permuted", "unaligned"])
+def test_dense_layouts_are_not_copied(kernels, layout, monkeypatch):
+    launched = []
+    monkeypatch.setattr(kernels, "_launch", lambda kernel, tensors: launched.append(tensors))
+    x = LAYOUTS[layout](lambda shape: _random(shape, torch.float32))
+    grad = torch.empty_like(x)
+    result = kernels.sigmoid_backward(grad, x)
+    kernels.sigmoid_out(x, x)
+    (first, second, third), (source, target) = launched
+    for tensor, expected in ((first, grad), (second, x), (third, result), (source, x), (target, x)):
+        assert tensor is expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
+def test_out_and_in_place(kernels, layout, dtype):
+    def make(shape):
+        return _random(shape, dtype)
+
+    x = LAYOUTS[layout](make)
+    reference = _value(_exact(x))
+    tolerance = _tolerance(reference, dtype, BOUNDS[_wide(dtype)][0])
+    for out in (torch.empty_like(x), _random(x.shape, dtype), LAYOUTS[layout](make)):
+        strides = out.stride()
+        kernels.sigmoid_out(x, out)
+        assert out.stride() == strides
+        _assert_within(out, reference, tolerance)
+    kernels.sigmoid_out(x, x)
+    _assert_within(x, reference, tolerance)
+
+
+def test_writing_into_a_slice_leaves_its_gaps_alone(kernels):
+    buffer = torch.full((6, 10), 7.0)
+    view = buffer[1::2, ::3]
+    kernels.sigmoid_out(view, view)
+    gaps = torch.ones_like(buffer, dtype=torch.bool)
+    gaps[1::2, ::3] = False
+    assert (buffer[gaps] == 7.0).all()
+    assert (view < 1.0).all()
+
+
+class _Recorder:
+    """Stands for a kernel and notes the device it is launched on."""
+
+    def __init__(self):
+        self.device, self.launches = 0, []
+
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: self.launches.append((self.device, grid))
+
+
+class _TensorOnSecondDevice:
+    def numel(self):
+        return 3
+
+    def get_device(self):
+        return 1
+
+
+def test_launches_on_the_device_of_the_tensor(kernels, monkeypatch):
+    recorder = _Recorder()
+
+    @contextlib.contextmanager
+    def device(index):
+        recorder.device, previous = index, recorder.device
+        yield
+        recorder.device = previous
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: recorder.device)
+    kernels._launch(kernels.Kernel(recorder, 1, 0), (_TensorOnSecondDevice(),))
+    assert recorder.launches == [(1, (1,))]
+    assert recorder.device == 0
+
+
+def test_empty_tensors_launch_nothing(kernels):
+    recorder = _Recorder()
+    kernels._launch(kernels.Kernel(recorder, 1, 0), (torch.empty(3, 0),))
+    assert recorder.launches == []
