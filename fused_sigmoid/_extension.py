@@ -3,8 +3,9 @@ a build for another torch is told apart without loading it, which could crash.""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -50,10 +51,17 @@ def explanation(folder: Path, torch_version: str) -> str:
 def load(folder: Path, torch_version: str) -> Extension:
     """Imports the extension built for this torch; ImportError says how to build it."""
     name = f"{__package__}._C_torch_{release(torch_version).replace('.', '_')}"
+    # From this folder alone: an editable install's finder would offer another checkout's build.
+    spec = PathFinder.find_spec(name, [str(folder)])
+    if spec is None or spec.loader is None:
+        raise ImportError(explanation(folder, torch_version))
     try:
-        return cast(Extension, importlib.import_module(name))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     except ImportError as error:
         raise ImportError(f"{explanation(folder, torch_version)}\n({error})") from error
+    sys.modules[name] = module
+    return cast(Extension, module)
 
 
 extension = load(Path(__file__).parent, torch.__version__)
