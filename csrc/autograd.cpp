@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -73,13 +74,13 @@ void check_out(const at::Tensor& input, const at::Tensor& out, const char* op) {
 }
 
 // grad * sigma'(input) in ATen operations, for tensors that the kernels must not see: batched
-// gradients, dual tensors, subclasses. sigma(x) sigma(-x) is smooth and keeps both tails through
-// ATen's own derivatives: where those of sigma(x) cancel, they are multiplied by the small
-// sigma(-x).
+// gradients, dual tensors, subclasses. Differentiable to every order: either side of the selection
+// is a formula for all x, where abs() would lose the sign of x at 0.
 at::Tensor composed_backward(const at::Tensor& grad, const at::Tensor& input) {
   const at::Tensor wide = widened(input);
-  const at::Tensor derivative = wide.sigmoid() * wide.neg().sigmoid();
-  return (widened(grad) * derivative).to(grad.scalar_type());
+  const at::Tensor e = at::where(wide < 0, wide, -wide).exp();
+  const at::Tensor t = e / (1 + e);
+  return (widened(grad) * (t - t * t)).to(grad.scalar_type());
 }
 
 struct SigmoidBackwardFunction : Function<SigmoidBackwardFunction> {

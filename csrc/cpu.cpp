@@ -23,8 +23,7 @@ Dtype kernel_dtype(at::ScalarType dtype, const char* op) {
     default:
       TORCH_CHECK_NOT_IMPLEMENTED(
           false, op, "(): argument 'input' has dtype ", dtype,
-          "; accepted are float64, float32, float16, bfloat16, complex128, complex64, bool and "
-          "integers");
+          "; accepted are float64, float32, float16, bfloat16, bool and integers");
   }
 }
 
