@@ -42,6 +42,13 @@ def _tangent(function: Function, input: Tensor) -> Tensor:
         return forward_ad.unpack_dual(function(dual)).tangent.clone()
 
 
+def _batched_gradient(function: Function, input: Tensor) -> Tensor:
+    leaf = input.detach().requires_grad_()
+    result = function(leaf)
+    ones = torch.ones_like(result).unsqueeze(0)
+    return torch.autograd.grad(result, leaf, ones, is_grads_batched=True)[0][0]
+
+
 # Every route to a first derivative that promises exact tails.
 ROUTES: dict[str, Callable[[Tensor], Tensor]] = {
     "module": lambda x: _gradient(FusedSigmoid(), x),
@@ -49,6 +56,7 @@ ROUTES: dict[str, Callable[[Tensor], Tensor]] = {
     "module, input saved": lambda x: _gradient(FusedSigmoid("input"), x),
     "function": lambda x: _gradient(sigmoid, x),
     "in place": lambda x: _gradient(_in_place, x),
+    "batched": lambda x: _batched_gradient(lambda x: sigmoid(x, saved="input"), x),
     "value of the pair": lambda x: _gradient(lambda t: sigmoid_with_derivative(t)[0], x),
     "derivative of the pair": lambda x: sigmoid_with_derivative(x)[1],
     "operator": lambda x: _gradient(torch.ops.fused_sigmoid.sigmoid, x),
