@@ -44,7 +44,7 @@ format: build ## format Python and C++
 bench: build ## the full benchmark of this machine's devices
 	$(BIN)/python -m bench
 
-RESULTS := $(wildcard bench/results/*/result.json)
+RESULTS := $(filter-out bench/results/quick/%,$(wildcard bench/results/*/result.json))
 figures: build ## draw the pictures and fill the tables of README and docs from committed results
 	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
 	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md

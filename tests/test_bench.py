@@ -443,3 +443,11 @@ def test_a_bad_name_is_answered_with_the_accepted_ones(
         command_line.main(arguments)
     assert stopped.value.code == 2
     assert accepted in capsys.readouterr().err.partition("error:")[2]
+
+
+def test_pages_hold_the_committed_results() -> None:
+    root = Path(__file__).resolve().parent.parent
+    found = sorted(str(path) for path in root.glob("bench/results/*/result.json"))
+    found = [path for path in found if "/quick/" not in path]
+    pages = [str(root / "README.md"), str(root / "docs" / "performance.md")]
+    assert figures.main([*found, "--write", *pages, "--check"]) == 0
