@@ -155,6 +155,18 @@ def test_in_place_on_a_slice_leaves_the_rest(dtype: torch.dtype) -> None:
         assert oracle.same_bits(whole, expected)
 
 
+@every_dtype
+@pytest.mark.usefixtures("instruction_set")
+def test_neighbours_of_the_output_are_not_written(dtype: torch.dtype) -> None:
+    # A vector is wider than the last elements.
+    input = _data(dtype, 70)
+    for count in range(71):
+        whole = torch.full((100,), 7.0, dtype=dtype)
+        sigmoid(input[:count], out=whole[15 : 15 + count])
+        assert (whole[:15] == 7).all()
+        assert (whole[15 + count :] == 7).all()
+
+
 def test_in_place_on_a_slice_has_the_gradient_of_the_whole() -> None:
     input = _data(torch.float64, 4, 6).requires_grad_()
     whole = input * 1
