@@ -36,6 +36,12 @@ def _in_place(input: Tensor) -> Tensor:
     return sigmoid_(input.clone())
 
 
+def _batched_gradient(function: Function, input: Tensor) -> Tensor:
+    leaf = input.detach().requires_grad_()
+    grads = torch.ones(2, *input.shape, dtype=input.dtype)
+    return torch.autograd.grad(function(leaf), leaf, grads, is_grads_batched=True)[0][1]
+
+
 def _tangent(function: Function, input: Tensor) -> Tensor:
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(input, torch.ones_like(input))
@@ -60,6 +66,10 @@ ROUTES: dict[str, Callable[[Tensor], Tensor]] = {
     "value of the pair": lambda x: _gradient(lambda t: sigmoid_with_derivative(t)[0], x),
     "derivative of the pair": lambda x: sigmoid_with_derivative(x)[1],
     "operator": lambda x: _gradient(torch.ops.fused_sigmoid.sigmoid, x),
+    "batched gradients, derivative saved": lambda x: _batched_gradient(
+        FusedSigmoid("derivative"), x
+    ),
+    "batched gradients, input saved": lambda x: _batched_gradient(FusedSigmoid("input"), x),
     "torch.func.grad": lambda x: torch.func.grad(lambda t: sigmoid(t).sum())(x),
     "torch.func.vjp": lambda x: torch.func.vjp(FusedSigmoid(), x)[1](torch.ones_like(x))[0],
     "torch.func.jvp": lambda x: torch.func.jvp(FusedSigmoid(), (x,), (torch.ones_like(x),))[1],
