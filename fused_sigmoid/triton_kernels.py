@@ -28,35 +28,33 @@ BLOCK_SIZE = 1024
 # the CPU's.
 LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
-# A Triton kernel sees only globals wrapped in constexpr.
-_FLOAT32_LIMIT = tl.constexpr(coefficients.FLOAT32_LIMIT)
-_FLOAT32_LOG2_E = tl.constexpr(coefficients.FLOAT32_LOG2_E)
-_FLOAT32_LN2_HIGH = tl.constexpr(coefficients.FLOAT32_LN2_HIGH)
-_FLOAT32_LN2_LOW = tl.constexpr(coefficients.FLOAT32_LN2_LOW)
-_FLOAT32_ROUND_SHIFT = tl.constexpr(coefficients.FLOAT32_ROUND_SHIFT)
-_FLOAT32_EXP = tl.constexpr(coefficients.FLOAT32_EXP)
-_FLOAT32_DEGREE = tl.constexpr(len(coefficients.FLOAT32_EXP) - 1)
-_FLOAT64_LIMIT = tl.constexpr(coefficients.FLOAT64_LIMIT)
-_FLOAT64_LOG2_E = tl.constexpr(coefficients.FLOAT64_LOG2_E)
-_FLOAT64_LN2_HIGH = tl.constexpr(coefficients.FLOAT64_LN2_HIGH)
-_FLOAT64_LN2_LOW = tl.constexpr(coefficients.FLOAT64_LN2_LOW)
-_FLOAT64_ROUND_SHIFT = tl.constexpr(coefficients.FLOAT64_ROUND_SHIFT)
-_FLOAT64_EXP = tl.constexpr(coefficients.FLOAT64_EXP)
+# The constants of each dtype in one tuple, the coefficients of the polynomial last. A Triton kernel
+# sees only globals wrapped in constexpr.
+_NAMES = ("LIMIT", "LOG2_E", "ROUND_SHIFT", "LN2_HIGH", "LN2_LOW", "NUMERATOR", "SUMMAND")
+_LIMIT, _LOG2_E, _ROUND_SHIFT, _LN2_HIGH, _LN2_LOW, _NUMERATOR, _SUMMAND, _EXP = map(
+    tl.constexpr, range(len(_NAMES) + 1)
+)
+
+
+def _constants(dtype: str) -> tl.constexpr:
+    scalars = [getattr(coefficients, f"{dtype}_{name}") for name in _NAMES]
+    return tl.constexpr((*scalars, *getattr(coefficients, f"{dtype}_EXP")))
+
+
+_FLOAT64 = _constants("FLOAT64")
 _FLOAT64_DEGREE = tl.constexpr(len(coefficients.FLOAT64_EXP) - 1)
+_FLOAT32 = _constants("FLOAT32")
+_FLOAT32_DEGREE = tl.constexpr(len(coefficients.FLOAT32_EXP) - 1)
+_FLOAT16 = _constants("FLOAT16")
+_FLOAT16_DEGREE = tl.constexpr(len(coefficients.FLOAT16_EXP) - 1)
+_BFLOAT16 = _constants("BFLOAT16")
+_BFLOAT16_DEGREE = tl.constexpr(len(coefficients.BFLOAT16_EXP) - 1)
 
 
 @triton.jit
-def _constant(like, float32: tl.constexpr, float64: tl.constexpr):
-    """The constant of `like`'s type; a bare Python float would enter tl.fma as float32."""
-    return tl.full((), float64 if like.dtype == tl.float64 else float32, like.dtype)
-
-
-@triton.jit
-def _polynomial(r, terms: tl.constexpr, degree: tl.constexpr):
-    p = tl.full((), terms[degree], r.dtype)
-    for i in tl.static_range(degree):
-        p = tl.fma(p, r, tl.full((), terms[degree - 1 - i], r.dtype))
-    return p
+def _constant(x, constants: tl.constexpr, index: tl.constexpr):
+    """The constant in x's type; a bare Python float would enter tl.fma as float32."""
+    return tl.full((), constants[index], x.dtype)
 
 
 @triton.jit
@@ -65,48 +63,48 @@ def _minus(x):
 
 
 @triton.jit
-def _power_of_two(exponent):
-    """2**exponent, for exponents of normal numbers; bits above the exponent field fall off."""
-    if exponent.dtype == tl.int64:
-        power = ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
+def _from_exponent_field(shifted):
+    """The number whose exponent field is the low bits of `shifted`; the others fall off."""
+    if shifted.dtype == tl.float64:
+        number = (shifted.to(tl.int64, bitcast=True) << 52).to(tl.float64, bitcast=True)
     else:
-        power = ((exponent + 127) << 23).to(tl.float32, bitcast=True)
-    return power
+        number = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+    return number
 
 
 @triton.jit
-def _exp_negative_abs(x):
-    """exp(-|x|) by Cody-Waite range reduction and a minimax polynomial."""
-    limit = _constant(x, _FLOAT32_LIMIT, _FLOAT64_LIMIT)
-    log2_e = _constant(x, _FLOAT32_LOG2_E, _FLOAT64_LOG2_E)
-    ln2_high = _constant(x, _FLOAT32_LN2_HIGH, _FLOAT64_LN2_HIGH)
-    ln2_low = _constant(x, _FLOAT32_LN2_LOW, _FLOAT64_LN2_LOW)
-    round_shift = _constant(x, _FLOAT32_ROUND_SHIFT, _FLOAT64_ROUND_SHIFT)
-
+def _one_over_one_plus_exp(x, constants: tl.constexpr, degree: tl.constexpr):
+    """1 / (1 + exp(|x|)) by Cody-Waite range reduction and a minimax polynomial."""
+    limit = _constant(x, constants, _LIMIT)
+    round_shift = _constant(x, constants, _ROUND_SHIFT)
     a = tl.abs(x)
     a = tl.where(a > limit, limit, a)  # not tl.minimum: this comparison lets NaN through
-    m = tl.fma(a, -log2_e, round_shift)
-    n = m - round_shift
-    r = tl.fma(n, -ln2_high, _minus(a))
-    r = tl.fma(n, -ln2_low, r)
-    # The low bits of m hold n; the bits of round_shift above them fall off in _power_of_two.
-    # Two steps, since 2**n may be subnormal, and only the second product may round.
-    if x.dtype == tl.float64:
-        n_bits = m.to(tl.int64, bitcast=True)
-        p = _polynomial(r, _FLOAT64_EXP, _FLOAT64_DEGREE)
-    else:
-        n_bits = m.to(tl.int32, bitcast=True)
-        p = _polynomial(r, _FLOAT32_EXP, _FLOAT32_DEGREE)
-    half = n_bits >> 1
-    return p * _power_of_two(half) * _power_of_two(n_bits - half)
+    shifted = tl.fma(a, _constant(x, constants, _LOG2_E), round_shift)
+    n = shifted - round_shift
+    r = tl.fma(n, _minus(_constant(x, constants, _LN2_HIGH)), a)
+    if constants[_LN2_LOW] != 0:
+        r = tl.fma(n, _minus(_constant(x, constants, _LN2_LOW)), r)
+    p = _constant(x, constants, _EXP + degree)
+    for i in tl.static_range(degree):
+        p = tl.fma(p, r, _constant(x, constants, _EXP + degree - 1 - i))
+    numerator = _constant(x, constants, _NUMERATOR)
+    sum = tl.fma(p, _from_exponent_field(shifted), _constant(x, constants, _SUMMAND))
+    # In float32 `/` is the approximate div.full, and div_rn knows float32 alone.
+    return numerator / sum if x.dtype == tl.float64 else tl.div_rn(numerator, sum)
 
 
 @triton.jit
-def _smaller_of_value_and_complement(x):
-    """t, the smaller of sigmoid(x) and 1 - sigmoid(x)."""
-    e = _exp_negative_abs(x)
-    # In float32 `/` is the approximate div.full, and div_rn knows float32 alone.
-    return e / (1 + e) if x.dtype == tl.float64 else tl.div_rn(e, 1 + e)
+def _smaller_of_value_and_complement(x, dtype: tl.constexpr):
+    """t, the smaller of sigmoid(x) and 1 - sigmoid(x), with the constants of `dtype`."""
+    if dtype == tl.float64:
+        t = _one_over_one_plus_exp(x, _FLOAT64, _FLOAT64_DEGREE)
+    elif dtype == tl.float32:
+        t = _one_over_one_plus_exp(x, _FLOAT32, _FLOAT32_DEGREE)
+    elif dtype == tl.float16:
+        t = _one_over_one_plus_exp(x, _FLOAT16, _FLOAT16_DEGREE)
+    else:
+        t = _one_over_one_plus_exp(x, _BFLOAT16, _BFLOAT16_DEGREE)
+    return t
 
 
 @triton.jit
@@ -115,8 +113,8 @@ def _value_from_smaller(x, t):
 
 
 @triton.jit
-def _derivative_from_smaller(t):
-    return tl.fma(_minus(t), t, t)
+def _derivative_from_smaller(t, dtype: tl.constexpr):
+    return t * (1 - t) if dtype.primitive_bitwidth == 16 else tl.fma(_minus(t), t, t)
 
 
 @triton.jit
@@ -153,7 +151,8 @@ def _store(pointer, block, mask, block_size: tl.constexpr):
 @triton.jit
 def _sigmoid_block(input, value, mask, block_size: tl.constexpr):
     x = _load(input, mask, block_size)
-    _store(value, _value_from_smaller(x, _smaller_of_value_and_complement(x)), mask, block_size)
+    t = _smaller_of_value_and_complement(x, input.dtype.element_ty)
+    _store(value, _value_from_smaller(x, t), mask, block_size)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -168,9 +167,10 @@ def _sigmoid_kernel(input, value, count, block_size: tl.constexpr):
 @triton.jit
 def _sigmoid_with_derivative_block(input, value, derivative, mask, block_size: tl.constexpr):
     x = _load(input, mask, block_size)
-    t = _smaller_of_value_and_complement(x)
+    dtype: tl.constexpr = input.dtype.element_ty
+    t = _smaller_of_value_and_complement(x, dtype)
     _store(value, _value_from_smaller(x, t), mask, block_size)
-    _store(derivative, _derivative_from_smaller(t), mask, block_size)
+    _store(derivative, _derivative_from_smaller(t, dtype), mask, block_size)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -186,7 +186,8 @@ def _sigmoid_with_derivative_kernel(input, value, derivative, count, block_size:
 @triton.jit
 def _backward_block(grad, input, grad_input, mask, block_size: tl.constexpr):
     x = _load(input, mask, block_size)
-    derivative = _derivative_from_smaller(_smaller_of_value_and_complement(x))
+    dtype: tl.constexpr = input.dtype.element_ty
+    derivative = _derivative_from_smaller(_smaller_of_value_and_complement(x, dtype), dtype)
     _store(grad_input, _load(grad, mask, block_size) * derivative, mask, block_size)
 
 

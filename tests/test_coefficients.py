@@ -47,15 +47,18 @@ def test_generator_notices_a_changed_coefficient(changed: Path, tmp_path: Path) 
 
 def test_header_and_module_hold_the_same_numbers() -> None:
     header = (ROOT / HEADER).read_text()
-    for structure, prefix in (("Float32Constants", "FLOAT32"), ("Float64Constants", "FLOAT64")):
+    for dtype in ("float64", "float32", "float16", "bfloat16"):
+        structure, prefix = f"{dtype.capitalize()}Constants", dtype.upper()
         body = header.split(f"struct {structure} {{")[1].split("\n};")[0]
-        scalars = re.findall(rf"constexpr \w+ (\w+) = ({HEXADECIMAL})f?;", body)
+        scalars = re.findall(rf"constexpr (?:float|double) (\w+) = ({HEXADECIMAL})f?;", body)
         assert {name for name, _ in scalars} == {
             "limit",
             "log2_e",
+            "round_shift",
             "ln2_high",
             "ln2_low",
-            "round_shift",
+            "numerator",
+            "summand",
         }
         for name, number in scalars:
             assert getattr(coefficients, f"{prefix}_{name.upper()}") == float.fromhex(number)

@@ -401,7 +401,10 @@ def test_compiled_autograd_of_an_eager_forward(saved: str) -> None:
 
 def _check_compiled_gradient(gradient: Tensor, saved: str) -> None:
     if saved == "output":
-        assert torch.equal(gradient, train(torch.sigmoid, torch.float32)[1])
+        # Zero where torch's is; elsewhere the outputs it is formed from differ in their last bits.
+        expected = train(torch.sigmoid, torch.float32)[1]
+        assert torch.equal(gradient == 0, expected == 0)
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
     else:
         check(gradient, oracle.derivative(COMPILED_X), 8)
 

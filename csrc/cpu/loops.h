@@ -8,9 +8,31 @@
 #include <cstring>
 
 #include "../numerics/sigmoid.h"
+#include "half.h"
 #include "kernels.h"
 
 namespace fused_sigmoid {
+
+template <class Element>
+struct ConstantsOfElement;
+template <>
+struct ConstantsOfElement<double> {
+  using type = Float64Constants;
+};
+template <>
+struct ConstantsOfElement<float> {
+  using type = Float32Constants;
+};
+template <>
+struct ConstantsOfElement<Float16> {
+  using type = Float16Constants;
+};
+template <>
+struct ConstantsOfElement<BFloat16> {
+  using type = Bfloat16Constants;
+};
+template <class Element>
+using ConstantsOf = typename ConstantsOfElement<Element>::type;
 
 // Vectors in flight: the latency of one polynomial hides behind the others.
 constexpr int unroll = 4;
@@ -22,7 +44,9 @@ inline void compute(const T* const* in, T* const* out, int64_t offset) {
   for (int v = 0; v < vectors; ++v) {
     for (int i = 0; i < Work::inputs; ++i) inputs[v][i] = V::load(in[i] + offset + v * V::size);
   }
-  for (int v = 0; v < vectors; ++v) Work::apply(inputs[v], outputs[v]);
+  for (int v = 0; v < vectors; ++v) {
+    Work::template apply<ConstantsOf<T>>(inputs[v], outputs[v]);
+  }
   for (int v = 0; v < vectors; ++v) {
     for (int i = 0; i < Work::outputs; ++i) outputs[v][i].store(out[i] + offset + v * V::size);
   }

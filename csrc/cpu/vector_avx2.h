@@ -32,21 +32,9 @@ struct Double {
   friend Double select_negative(Double x, Double negative, Double other) {
     return Double(_mm256_blendv_pd(other.v, negative.v, x.v));
   }
-  // p 2^n in two steps: the first is exact, the second rounds once if the result is subnormal.
-  // There is no arithmetic shift of 64-bit integers, so n is halved as a number.
-  friend Double scale_by_power_of_two(Double p, Double n, Double) {
-    const Double shift(0x1.8p52);
-    const Double first = fma(n, Double(0.5), shift);
-    const Double second = n - (first - shift) + shift;
-    return p * power_of_two(first) * power_of_two(second);
-  }
-
- private:
-  // 2 to the integer in the low bits of `shifted`.
-  static Double power_of_two(Double shifted) {
-    const __m256i exponent = _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52);
-    const __m256i one = _mm256_castpd_si256(_mm256_set1_pd(1));
-    return Double(_mm256_castsi256_pd(_mm256_add_epi64(exponent, one)));
+  // The number whose exponent field is the low bits of `shifted`.
+  friend Double from_exponent_field(Double shifted) {
+    return Double(_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52)));
   }
 };
 
@@ -98,18 +86,9 @@ struct Float {
   friend Float select_negative(Float x, Float negative, Float other) {
     return Float(_mm256_blendv_ps(other.v, negative.v, x.v));
   }
-  // p 2^n in two steps: the first is exact, the second rounds once if the result is subnormal.
-  friend Float scale_by_power_of_two(Float p, Float n, Float shifted) {
-    const __m256i whole =
-        _mm256_sub_epi32(_mm256_castps_si256(shifted.v), _mm256_castps_si256((shifted - n).v));
-    const __m256i first = _mm256_srai_epi32(whole, 1);
-    return p * power_of_two(first) * power_of_two(_mm256_sub_epi32(whole, first));
-  }
-
- private:
-  static Float power_of_two(__m256i exponent) {
-    const __m256i biased = _mm256_add_epi32(exponent, _mm256_set1_epi32(127));
-    return Float(_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+  // The number whose exponent field is the low bits of `shifted`.
+  friend Float from_exponent_field(Float shifted) {
+    return Float(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23)));
   }
 };
 

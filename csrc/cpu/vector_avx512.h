@@ -33,9 +33,9 @@ struct Double {
     const __mmask8 sign = _mm512_movepi64_mask(_mm512_castpd_si512(x.v));
     return Double(_mm512_mask_blend_pd(sign, other.v, negative.v));
   }
-  // One instruction that rounds once if the result is subnormal.
-  friend Double scale_by_power_of_two(Double p, Double n, Double) {
-    return Double(_mm512_scalef_pd(p.v, n.v));
+  // The number whose exponent field is the low bits of `shifted`.
+  friend Double from_exponent_field(Double shifted) {
+    return Double(_mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted.v), 52)));
   }
 };
 
@@ -88,9 +88,9 @@ struct Float {
     const __mmask16 sign = _mm512_movepi32_mask(_mm512_castps_si512(x.v));
     return Float(_mm512_mask_blend_ps(sign, other.v, negative.v));
   }
-  // One instruction that rounds once if the result is subnormal.
-  friend Float scale_by_power_of_two(Float p, Float n, Float) {
-    return Float(_mm512_scalef_ps(p.v, n.v));
+  // The number whose exponent field is the low bits of `shifted`.
+  friend Float from_exponent_field(Float shifted) {
+    return Float(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23)));
   }
 };
 

@@ -58,7 +58,7 @@ inline Float16 to_float16(float value) {
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13))};
 }
 
-template <class Scalar_, class Bits, int significand_bits, Bits exponent_bias>
+template <class Scalar_, class Bits, int significand_bits>
 struct Single {
   using Scalar = Scalar_;
   static constexpr int64_t size = 1;
@@ -80,25 +80,16 @@ struct Single {
   friend Single select_negative(Single x, Single negative, Single other) {
     return x.v < 0 ? negative : other;
   }
-  // p 2^n for normal p, in two steps: the first is exact, the second rounds once if the result
-  // is subnormal. n is the integer in the low bits of `shifted`.
-  friend Single scale_by_power_of_two(Single p, Single n, Single shifted) {
-    const Bits whole = bits_as<Bits>(shifted.v) - bits_as<Bits>(shifted.v - n.v);
-    const Bits first = whole >> 1;
-    return Single(p.v * power_of_two(first) * power_of_two(whole - first));
-  }
-
- private:
-  static Scalar power_of_two(Bits exponent) {
-    using Unsigned = std::make_unsigned_t<Bits>;
-    return bits_as<Scalar>(static_cast<Unsigned>(exponent + exponent_bias) << significand_bits);
+  // The number whose exponent field is the low bits of `shifted`.
+  friend Single from_exponent_field(Single shifted) {
+    return Single(bits_as<Scalar>(bits_as<Bits>(shifted.v) << significand_bits));
   }
 };
 
-using Double = Single<double, int64_t, 52, 1023>;
+using Double = Single<double, uint64_t, 52>;
 
-struct Float : Single<float, int32_t, 23, 127> {
-  using Base = Single<float, int32_t, 23, 127>;
+struct Float : Single<float, uint32_t, 23> {
+  using Base = Single<float, uint32_t, 23>;
   using Base::load;
   using Base::store;
   Float() = default;

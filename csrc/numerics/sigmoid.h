@@ -10,41 +10,27 @@
 
 namespace fused_sigmoid {
 
-template <class Scalar>
-struct ConstantsOf;
-template <>
-struct ConstantsOf<float> {
-  using type = Float32Constants;
-};
-template <>
-struct ConstantsOf<double> {
-  using type = Float64Constants;
-};
-
-// e = exp(-|x|), in (0, 1]: cannot overflow, underflows gradually, NaN gives NaN.
-template <class V>
-inline V exp_negative_abs(V x) {
-  using C = typename ConstantsOf<typename V::Scalar>::type;
+// t = 1 / (1 + exp(|x|)), the smaller of sigmoid(x) and 1 - sigmoid(x): full relative accuracy on
+// both tails, where 1 - sigmoid(x) computed from the rounded sigmoid has none. NaN gives NaN.
+//
+// C holds the constants of one dtype, see generate_coefficients.py.
+template <class C, class V>
+inline V smaller_of_value_and_complement(V x) {
   // min with the limit first returns its second argument for NaN.
   const V a = min(V(C::limit), abs(x));
-  // Range reduction: -a = n ln 2 + r with |r| <= ln(2)/2, n in the low bits of `shifted`.
-  const V shifted = fma(a, V(-C::log2_e), V(C::round_shift));
+  // Range reduction: a = n ln 2 + r with |r| <= ln(2)/2. The low bits of `shifted` are n plus what
+  // makes it the exponent field of scale * 2^n.
+  const V shifted = fma(a, V(C::log2_e), V(C::round_shift));
   const V n = shifted - V(C::round_shift);
-  V r = fma(n, V(-C::ln2_high), negate(a));
-  r = fma(n, V(-C::ln2_low), r);
+  V r = fma(n, V(-C::ln2_high), a);
+  if constexpr (C::ln2_low != 0) r = fma(n, V(-C::ln2_low), r);
 
   constexpr int degree = sizeof(C::exp) / sizeof(C::exp[0]) - 1;
   V p = V(C::exp[degree]);
   for (int i = degree - 1; i >= 0; --i) p = fma(p, r, V(C::exp[i]));
-  return scale_by_power_of_two(p, n, shifted);
-}
-
-// t = e / (1 + e), the smaller of sigmoid(x) and 1 - sigmoid(x): full relative accuracy on both
-// tails, where 1 - sigmoid(x) computed from the rounded sigmoid has none.
-template <class V>
-inline V smaller_of_value_and_complement(V x) {
-  const V e = exp_negative_abs(x);
-  return e / (V(1) + e);
+  // Numerator and denominator are scaled down, so that neither overflows while the quotient
+  // underflows gradually.
+  return V(C::numerator) / fma(p, from_exponent_field(shifted), V(C::summand));
 }
 
 template <class V>
@@ -52,9 +38,11 @@ inline V value_from_smaller(V x, V t) {
   return select_negative(x, t, V(1) - t);
 }
 
-// t (1 - t) without cancellation, since t <= 1/2; one rounding more exact than e / (1 + e)^2.
-template <class V>
+// t (1 - t) without cancellation, since t <= 1/2; one rounding more exact than e / (1 + e)^2. What
+// is rounded once more takes the product, with which the search for its constants succeeds.
+template <class C, class V>
 inline V derivative_from_smaller(V t) {
+  if constexpr (C::is_half) return t * (V(1) - t);
   return fma(negate(t), t, t);
 }
 
@@ -63,28 +51,28 @@ inline V derivative_from_smaller(V t) {
 
 struct Value {
   static constexpr int outputs = 1, inputs = 1;
-  template <class V>
+  template <class C, class V>
   static void apply(const V (&in)[1], V (&out)[1]) {
-    out[0] = value_from_smaller(in[0], smaller_of_value_and_complement(in[0]));
+    out[0] = value_from_smaller(in[0], smaller_of_value_and_complement<C>(in[0]));
   }
 };
 
 struct ValueAndDerivative {
   static constexpr int outputs = 2, inputs = 1;
-  template <class V>
+  template <class C, class V>
   static void apply(const V (&in)[1], V (&out)[2]) {
-    const V t = smaller_of_value_and_complement(in[0]);
+    const V t = smaller_of_value_and_complement<C>(in[0]);
     out[0] = value_from_smaller(in[0], t);
-    out[1] = derivative_from_smaller(t);
+    out[1] = derivative_from_smaller<C>(t);
   }
 };
 
 // inputs: grad, input
 struct BackwardFromInput {
   static constexpr int outputs = 1, inputs = 2;
-  template <class V>
+  template <class C, class V>
   static void apply(const V (&in)[2], V (&out)[1]) {
-    out[0] = in[0] * derivative_from_smaller(smaller_of_value_and_complement(in[1]));
+    out[0] = in[0] * derivative_from_smaller<C>(smaller_of_value_and_complement<C>(in[1]));
   }
 };
 
@@ -92,7 +80,7 @@ struct BackwardFromInput {
 // float16, where torch rounds after each of the three operations.
 struct BackwardFromOutput {
   static constexpr int outputs = 1, inputs = 2;
-  template <class V>
+  template <class C, class V>
   static void apply(const V (&in)[2], V (&out)[1]) {
     out[0] = in[0] * (V(1) - in[1]) * in[1];
   }
@@ -101,7 +89,7 @@ struct BackwardFromOutput {
 // inputs: grad, derivative
 struct BackwardFromDerivative {
   static constexpr int outputs = 1, inputs = 2;
-  template <class V>
+  template <class C, class V>
   static void apply(const V (&in)[2], V (&out)[1]) {
     out[0] = in[0] * in[1];
   }
