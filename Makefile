@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint format bench figures clean
+.PHONY: help build demo test check-full lint format bench figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -18,7 +18,7 @@ $(VENV)/.environment: requirements-dev.txt
 	@touch $@
 
 $(VENV)/.build: $(VENV)/.environment $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test,bench,examples]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[check,test,bench,examples]'
 	@touch $@
 
 build: $(VENV)/.build ## make .venv and build the extension, if that is not done yet
@@ -29,6 +29,14 @@ demo: build ## train on real data with both sigmoids, then the quick benchmark
 
 test: build ## the whole test suite
 	$(BIN)/python -m pytest
+
+# The folder in bench/results that today's benchmark writes; MACHINE=... names another.
+MACHINE ?= $(shell $(BIN)/python -c 'import re, torch; from bench import machine; \
+	device = "cuda" if torch.cuda.is_available() else "cpu"; \
+	name = re.sub("[^a-z0-9]+", "-", machine.device_name(device).lower()).strip("-"); \
+	print(device, name, sep="-")')-$(shell date -u +%F)
+check-full: build ## measure the errors of every kernel, for all 2^32 numbers of float32
+	$(BIN)/python -m fused_sigmoid check --full --json bench/results/$(MACHINE)/check.json
 
 lint: build ## ruff, mypy, clang-format
 	$(BIN)/ruff check

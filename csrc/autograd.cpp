@@ -123,6 +123,21 @@ at::Tensor backward_from_saved_derivative(const at::Tensor& grad, const at::Tens
   return sigmoid_backward_from_derivative(grad, derivative);
 }
 
+// Whether the input is kept where otherwise derivative and output would be enough. The second
+// derivative's factor 1 - 2 y, from the rounded output, is wrong relatively as x nears 0. Those who
+// differentiate twice compute in float64: there, and only there, it costs memory.
+bool keeps_input(const at::Tensor& tensor) { return tensor.scalar_type() == at::kDouble; }
+
+// The same for the output of an operation in place, whose input was copied: with c = y and
+// k = -tanh(x / 2) the history is that of k (y - c) - (y - c)^2.
+at::Tensor backward_from_copied_input(const at::Tensor& grad, const at::Tensor& copy,
+                                      const at::Tensor& output) {
+  const at::Tensor first = autograd::sigmoid_backward(grad, copy);
+  if (!recorded(grad, output)) return first;
+  const at::Tensor change = output - output.detach();
+  return first + grad * change * ((copy * -0.5).tanh() - change);
+}
+
 // The node that sigmoid() adds to the autograd graph. A torch::autograd::Function would do the same
 // and cost 2 us more in a training step, for records of its in- and outputs that one elementwise
 // tensor does not need: 10 % of a whole step of one element.
@@ -140,8 +155,9 @@ class SigmoidNode : public torch::autograd::Node {
       value = dispatched::sigmoid(input);
     }
     torch::autograd::set_history(value, node);
-    constexpr bool saves_input = saved == Saved::input;
-    node->variable_ = SavedVariable(saves_input ? input : value, /*is_output=*/!saves_input);
+    node->saves_input_ = saves_input(input);
+    const bool is_output = !node->saves_input_;
+    node->variable_ = SavedVariable(is_output ? value : input, is_output);
     return value;
   }
 
@@ -161,7 +177,7 @@ class SigmoidNode : public torch::autograd::Node {
 
   // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    args.collect(variable_, /*is_output=*/saved != Saved::input);
+    args.collect(variable_, /*is_output=*/!saves_input_);
     args.collect(derivative_, /*is_output=*/false);
   }
 
@@ -201,11 +217,17 @@ class SigmoidNode : public torch::autograd::Node {
     }
   }
 
+  static bool saves_input(const at::Tensor& tensor) {
+    return saved == Saved::input || (saved == Saved::derivative && keeps_input(tensor));
+  }
+
   static at::Tensor gradient(const at::Tensor& grad, const at::Tensor& variable,
                              const at::Tensor& derivative) {
     if (!grad.defined()) return at::Tensor();
     if constexpr (saved == Saved::derivative) {
-      return backward_from_saved_derivative(grad, derivative, variable);
+      if (!saves_input(variable)) return backward_from_saved_derivative(grad, derivative, variable);
+      return recorded(grad, variable) ? autograd::sigmoid_backward(grad, variable)
+                                      : sigmoid_backward_from_derivative(grad, derivative);
     } else if constexpr (saved == Saved::input) {
       return autograd::sigmoid_backward(grad, variable);
     } else {
@@ -220,25 +242,33 @@ class SigmoidNode : public torch::autograd::Node {
     return {gradient(grads[0], variable, derivative)};
   }
 
-  SavedVariable variable_;    // the input under Saved::input, else the output
+  bool saves_input_ = false;
+  SavedVariable variable_;    // the input or the output
   SavedVariable derivative_;  // under Saved::derivative
 };
 
-// The input is overwritten, so that it can't be what is kept.
+// The input is overwritten, so that a copy of it or the derivative is kept.
 struct SigmoidInPlaceFunction : Function<SigmoidInPlaceFunction> {
   static at::Tensor forward(AutogradContext* ctx, at::Tensor input) {
     ctx->set_materialize_grads(false);
-    const at::Tensor derivative = at::empty_like(input);
-    dispatched::sigmoid_with_derivative_out(input, input, derivative);
+    const bool copies = keeps_input(input);
+    const at::Tensor kept = copies ? input.clone() : at::empty_like(input);
+    if (copies) {
+      dispatched::sigmoid_out(kept, input);
+    } else {
+      dispatched::sigmoid_with_derivative_out(input, input, kept);
+    }
     ctx->mark_dirty({input});
-    ctx->save_for_backward({derivative, input});
+    ctx->save_for_backward({kept, input});
     return input;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     if (!grads[0].defined()) return {at::Tensor()};
     const auto tensors = ctx->get_saved_variables();
-    return {backward_from_saved_derivative(grads[0], tensors[0], tensors[1])};
+    const at::Tensor &kept = tensors[0], &output = tensors[1];
+    return {keeps_input(output) ? backward_from_copied_input(grads[0], kept, output)
+                                : backward_from_saved_derivative(grads[0], kept, output)};
   }
 };
 

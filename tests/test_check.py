@@ -66,7 +66,7 @@ def test_command(tmp_path: Path) -> None:
     assert process.stderr == ""
     assert process.returncode == 0, process.stdout
     assert "all bounds hold" in process.stdout.splitlines()[-1]
-    assert max(map(len, process.stdout.splitlines())) <= 120
+    assert max(map(len, process.stdout.splitlines())) <= 125
 
     written = json.loads(file.read_text(encoding="utf-8"))
     assert (written["schema"], written["passed"], written["full"]) == (1, True, False)
@@ -498,15 +498,18 @@ def test_reference(dtype: torch.dtype, sign: int) -> None:
         # What is off by less than an ulp, and by any number of them.
         nearby = torch.nextafter(found.rounded, torch.ones_like(found.rounded))
         for result in (found.rounded, nearby, torch.ones_like(nearby)):
-            error = oracle.error_in_ulp(result, expected)
-            error = np.where(np.isnan(x), np.nan, error)[clear(expected)]
-            np.testing.assert_allclose(found.error(result)[clear(expected)], error, 1e-6, 1e-6)
+            error = np.where(np.isnan(x), np.nan, oracle.error_in_ulp(result, expected))
+            assert_close(found.error(result).numpy(), error, expected)
 
 
-def clear(expected: oracle.LongDouble) -> Any:
-    """Of powers of two, below which an ulp is half of what it is above: more digits may tell which
-    of them it is."""
-    return np.frexp(expected.astype(np.float64))[0] != 0.5
+def assert_close(errors: Any, expected: Any, exact: oracle.LongDouble) -> None:
+    """Except next to a power of two, below which an ulp is half of what it is above: which of them
+    it is depends on the last digit of the exact result."""
+    significand, _ = np.frexp(exact)
+    clear = (significand - 0.5 > 1e-12) & (1 - significand > 1e-12)
+    with np.errstate(over="ignore"):
+        expected = expected.astype(np.float64)
+    np.testing.assert_allclose(errors[clear], expected[clear], 1e-3, 1e-6)
 
 
 @pytest.mark.parametrize("name", ["value", "derivative", "second derivative"])
@@ -528,7 +531,7 @@ def test_mpmath_reference(name: str) -> None:
     if name == "second derivative":
         unit = np.maximum(np.abs(expected), np.longdouble(2.0**-1022))
     known = np.abs(oracle.exact(result) - expected) / unit
-    np.testing.assert_allclose(errors[clear(expected)], known[clear(expected)], 1e-3, 1e-3)
+    assert_close(errors, known, expected)
 
 
 # The inputs.
@@ -555,8 +558,9 @@ def test_inputs_of_float32_hold_the_boundaries() -> None:
     boundaries = [0.0, 2.0**-126, 110.0, math.inf]
     boundaries += [k / 2 * math.log(2) for k in range(302)]
     for pattern in torch.tensor(boundaries).view(torch.int32).tolist():
-        near = torch.arange(max(pattern - 64, 0), pattern + 64 + (pattern < 0x7F80_0000))
-        assert torch.isin(near, patterns).all()
+        near = torch.arange(max(pattern - 64, 0), pattern + 65, dtype=torch.int32)
+        first = int(torch.searchsorted(patterns, near[0]))
+        assert torch.equal(patterns[first : first + len(near)], near)
 
 
 def test_inputs_of_float64() -> None:
