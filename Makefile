@@ -31,10 +31,8 @@ test: build ## the whole test suite
 	$(BIN)/python -m pytest
 
 # The folder in bench/results that today's benchmark writes; MACHINE=... names another.
-MACHINE ?= $(shell $(BIN)/python -c 'import re, torch; from bench import machine; \
-	device = "cuda" if torch.cuda.is_available() else "cpu"; \
-	name = re.sub("[^a-z0-9]+", "-", machine.device_name(device).lower()).strip("-"); \
-	print(device, name, sep="-")')-$(shell date -u +%F)
+MACHINE ?= $(shell $(BIN)/python -c 'import torch; from bench import machine; \
+	print(machine.folder_name("cuda" if torch.cuda.is_available() else "cpu"))')
 check-full: build ## measure the errors of every kernel, for all 2^32 numbers of float32
 	$(BIN)/python -m fused_sigmoid check --full --json bench/results/$(MACHINE)/check.json
 

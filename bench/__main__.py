@@ -164,8 +164,7 @@ def _default_device() -> str:
 def _default_folder(device: str, quick: bool) -> Path:
     if quick:
         return RESULTS / "quick"
-    name = re.sub(r"[^a-z0-9]+", "-", machine.device_name(device).lower()).strip("-")
-    base = f"{device}-{name}-{datetime.now(timezone.utc):%Y-%m-%d}"
+    base = machine.folder_name(device)
     folder, count = RESULTS / base, 1
     while folder.exists():
         count += 1

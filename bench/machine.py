@@ -1,6 +1,7 @@
 """On what a result was measured: processor, accelerator, versions, commit, settings.
 
-Depends on torch and the standard library; nothing here names the host or its user.
+Depends on torch and on the package for what its own check reports too; nothing here names the host
+or its user.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import os
 import platform
 import re
 import subprocess
-from importlib import metadata
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fused_sigmoid._machine import cpu_model, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -44,7 +47,7 @@ def describe(device: str) -> dict[str, Any]:
         "huge_pages": huge_pages(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "settings": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)
         },
@@ -65,13 +68,10 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(0) if device == "cuda" else cpu_model()
 
 
-def cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return model[1].strip() if model else platform.processor() or platform.machine()
+def folder_name(device: str) -> str:
+    """For today's results on a device, within bench/results."""
+    name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return f"{device}-{name}-{datetime.now(timezone.utc):%Y-%m-%d}"
 
 
 def last_level_cache(device: str) -> int:
@@ -92,16 +92,6 @@ def huge_pages() -> str | None:
     except OSError:
         return None
     return chosen[1] if chosen else None
-
-
-def versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def commit() -> dict[str, Any]:

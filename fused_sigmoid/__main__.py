@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -15,16 +14,10 @@ import torch
 
 from . import __version__
 from ._extension import extension
+from ._machine import versions
 
 CHECK_DEPENDENCIES = ("mpmath", "numpy", "tabulate", "tqdm")
 INTERRUPTED = 130
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _gpu_route() -> str:
@@ -41,7 +34,7 @@ def information() -> dict[str, str]:
     return {
         "fused_sigmoid": __version__,
         "torch": torch.__version__,
-        "triton": _version("triton") or "not installed",
+        "triton": versions(["triton"]).get("triton", "not installed"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "CPU instruction set": f"{extension.instruction_set()} (this CPU can run: {sets})",

@@ -28,27 +28,24 @@ BLOCK_SIZE = 1024
 # the CPU's.
 LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
-# The constants of each dtype in one tuple, the coefficients of the polynomial last. A Triton kernel
-# sees only globals wrapped in constexpr.
+# The constants of each dtype in one tuple, the polynomial's degree and its coefficients last. A
+# Triton kernel sees only globals wrapped in constexpr.
 _NAMES = ("LIMIT", "LOG2_E", "ROUND_SHIFT", "LN2_HIGH", "LN2_LOW", "NUMERATOR", "SUMMAND")
-_LIMIT, _LOG2_E, _ROUND_SHIFT, _LN2_HIGH, _LN2_LOW, _NUMERATOR, _SUMMAND, _EXP = map(
-    tl.constexpr, range(len(_NAMES) + 1)
+_LIMIT, _LOG2_E, _ROUND_SHIFT, _LN2_HIGH, _LN2_LOW, _NUMERATOR, _SUMMAND, _DEGREE, _EXP = map(
+    tl.constexpr, range(len(_NAMES) + 2)
 )
 
 
 def _constants(dtype: str) -> tl.constexpr:
     scalars = [getattr(coefficients, f"{dtype}_{name}") for name in _NAMES]
-    return tl.constexpr((*scalars, *getattr(coefficients, f"{dtype}_EXP")))
+    exp = getattr(coefficients, f"{dtype}_EXP")
+    return tl.constexpr((*scalars, len(exp) - 1, *exp))
 
 
 _FLOAT64 = _constants("FLOAT64")
-_FLOAT64_DEGREE = tl.constexpr(len(coefficients.FLOAT64_EXP) - 1)
 _FLOAT32 = _constants("FLOAT32")
-_FLOAT32_DEGREE = tl.constexpr(len(coefficients.FLOAT32_EXP) - 1)
 _FLOAT16 = _constants("FLOAT16")
-_FLOAT16_DEGREE = tl.constexpr(len(coefficients.FLOAT16_EXP) - 1)
 _BFLOAT16 = _constants("BFLOAT16")
-_BFLOAT16_DEGREE = tl.constexpr(len(coefficients.BFLOAT16_EXP) - 1)
 
 
 @triton.jit
@@ -73,8 +70,9 @@ def _from_exponent_field(shifted):
 
 
 @triton.jit
-def _one_over_one_plus_exp(x, constants: tl.constexpr, degree: tl.constexpr):
+def _one_over_one_plus_exp(x, constants: tl.constexpr):
     """1 / (1 + exp(|x|)) by Cody-Waite range reduction and a minimax polynomial."""
+    degree: tl.constexpr = constants[_DEGREE]
     limit = _constant(x, constants, _LIMIT)
     round_shift = _constant(x, constants, _ROUND_SHIFT)
     a = tl.abs(x)
@@ -97,13 +95,13 @@ def _one_over_one_plus_exp(x, constants: tl.constexpr, degree: tl.constexpr):
 def _smaller_of_value_and_complement(x, dtype: tl.constexpr):
     """t, the smaller of sigmoid(x) and 1 - sigmoid(x), with the constants of `dtype`."""
     if dtype == tl.float64:
-        t = _one_over_one_plus_exp(x, _FLOAT64, _FLOAT64_DEGREE)
+        t = _one_over_one_plus_exp(x, _FLOAT64)
     elif dtype == tl.float32:
-        t = _one_over_one_plus_exp(x, _FLOAT32, _FLOAT32_DEGREE)
+        t = _one_over_one_plus_exp(x, _FLOAT32)
     elif dtype == tl.float16:
-        t = _one_over_one_plus_exp(x, _FLOAT16, _FLOAT16_DEGREE)
+        t = _one_over_one_plus_exp(x, _FLOAT16)
     else:
-        t = _one_over_one_plus_exp(x, _BFLOAT16, _BFLOAT16_DEGREE)
+        t = _one_over_one_plus_exp(x, _BFLOAT16)
     return t
 
 

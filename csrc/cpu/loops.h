@@ -13,26 +13,13 @@
 
 namespace fused_sigmoid {
 
+// The constants of an element: overloads that are never called.
+Float64Constants constants_of(double);
+Float32Constants constants_of(float);
+Float16Constants constants_of(Float16);
+Bfloat16Constants constants_of(BFloat16);
 template <class Element>
-struct ConstantsOfElement;
-template <>
-struct ConstantsOfElement<double> {
-  using type = Float64Constants;
-};
-template <>
-struct ConstantsOfElement<float> {
-  using type = Float32Constants;
-};
-template <>
-struct ConstantsOfElement<Float16> {
-  using type = Float16Constants;
-};
-template <>
-struct ConstantsOfElement<BFloat16> {
-  using type = Bfloat16Constants;
-};
-template <class Element>
-using ConstantsOf = typename ConstantsOfElement<Element>::type;
+using ConstantsOf = decltype(constants_of(Element()));
 
 // Vectors in flight: the latency of one polynomial hides behind the others.
 constexpr int unroll = 4;

@@ -211,6 +211,10 @@ class Constants:
         overshoots half a multiple by at most limit * 2**-precision."""
         return mp.log(2) / 2 + mpf(self.format.limit) * mpf(2) ** -self.format.precision
 
+    def searched(self) -> list[mpf]:
+        """Those that the search for a half moves, in the order of a candidate."""
+        return [*self.exp, self.ln2_high, self.numerator, self.summand]
+
     def scalars(self) -> dict[str, mpf]:
         precision, bias = self.format.precision, self.format.exponent_bias
         return {
@@ -303,17 +307,14 @@ def truth(half: Half) -> Truth:
     return Truth(inputs, rounded_bits(half, results.astype(np.float32)), margins)
 
 
-def misrounded(half: Half, exp: list[mpf], places: Array, x: Array, bits: Array) -> Array:
+def misrounded(half: Half, nearest: Constants, places: Array, x: Array, bits: Array) -> Array:
     """How many results of each candidate are not the correctly rounded ones."""
-    format = half.format
-    scale = mpf(2) ** -format.scale
-    values = [*exp, round_to(format, mp.log(2)), scale, scale]
-    *terms, ln2, numerator, summand = moved(values, places)
-    log2_e = np.float32(float(round_to(format, 1 / mp.log(2))))
-    shift = np.float32(3 * 2 ** (format.precision - 2) + format.exponent_bias - format.scale)
+    *terms, ln2, numerator, summand = moved(nearest.searched(), places)
+    fixed = {name: np.float32(float(value)) for name, value in nearest.scalars().items()}
+    shift = fixed["round_shift"]
 
-    a = np.minimum(x, np.float32(format.limit))
-    shifted = fma(a, log2_e, shift)
+    a = np.minimum(x, fixed["limit"])
+    shifted = fma(a, fixed["log2_e"], shift)
     r = fma(shifted - shift, -ln2, a)
     p = terms[-1]
     for term in terms[-2::-1]:
@@ -344,34 +345,34 @@ def steps(half: Half, count: int) -> Iterator[Array]:
 
 
 def half_constants(half: Half) -> Constants:
-    """The nearest candidate a hill climb finds that rounds every result correctly."""
+    """The first candidate of a hill climb that rounds every result correctly."""
     format = half.format
     scale = mpf(2) ** -format.scale
-    ln2 = round_to(format, mp.log(2))
-    constants = Constants(format, ln2, mpf(0), scale, scale, [])
-    exp = [round_to(format, c) for c in fit([], format.degree, constants.half_width)]
+    nearest = Constants(format, round_to(format, mp.log(2)), mpf(0), scale, scale, [])
+    exp = [round_to(format, c) for c in fit([], format.degree, nearest.half_width)]
+    nearest = replace(nearest, exp=exp)
 
     known = truth(half)
     hardest = np.argsort(known.margin, kind="stable")[:256]
     best = np.array([half.start])
-    wrong = misrounded(half, exp, best, known.inputs, known.bits)[0]
+    wrong = misrounded(half, nearest, best, known.inputs, known.bits)[0]
     for changes in steps(half, 512):
         if wrong == 0:
             break
         candidates = best + changes
-        count = misrounded(half, exp, candidates, known.inputs[hardest], known.bits[:, hardest])
+        count = misrounded(half, nearest, candidates, known.inputs[hardest], known.bits[:, hardest])
         promising = candidates[np.argsort(count, kind="stable")[:8]]
-        count = misrounded(half, exp, promising, known.inputs, known.bits)
+        count = misrounded(half, nearest, promising, known.inputs, known.bits)
         if count.min() <= wrong:
             best, wrong = promising[[count.argmin()]], count.min()
 
-    columns = moved([*exp, ln2, scale, scale], best)
+    columns = moved(nearest.searched(), best)
     *terms, ln2, numerator, summand = (mpf(float(column[0, 0])) for column in columns)
-    return replace(constants, ln2_high=ln2, numerator=numerator, summand=summand, exp=terms)
+    return replace(nearest, ln2_high=ln2, numerator=numerator, summand=summand, exp=terms)
 
 
 def literal(value: mpf, suffix: str = "") -> str:
-    significand, _, exponent = float(value).hex().partition("p")
+    significand, exponent = float(value).hex().split("p")
     return f"{significand.rstrip('0').rstrip('.')}p{exponent}{suffix}"
 
 

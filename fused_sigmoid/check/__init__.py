@@ -9,12 +9,9 @@ true, ``figures`` counts and compares, ``sweep`` brings them together for one dt
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +19,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from .._extension import extension
+from .._machine import cpu_model, versions
 from . import inputs, reference
 from .functions import FIRST, HALVES, SECOND
 from .report import Report
@@ -71,7 +69,8 @@ def run(extent: Extent = SHORT) -> Report:
         full=extent.float32_step == 1,
         extent=asdict(extent) | {"seed": inputs.SEED},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=_versions(),
+        versions={"fused_sigmoid": __version__, "python": platform.python_version()}
+        | versions(("torch", "triton", "numpy", "mpmath")),
         machine=_machine(),
     )
     sweeps = list(_sweeps(extent))
@@ -113,30 +112,11 @@ def _devices() -> list[torch.device]:
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in cuda)]
 
 
-def _versions() -> dict[str, str]:
-    versions = {"fused_sigmoid": __version__, "python": platform.python_version()}
-    for name in ("torch", "triton", "numpy", "mpmath"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def _machine() -> dict[str, Any]:
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "instruction_sets": list(extension.instruction_sets()),
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(device) for device in _devices()[1:]],
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return model[1].strip() if model else platform.processor() or platform.machine()

@@ -84,9 +84,11 @@ def some_float64(count: int) -> Magnitudes:
 def _float32_boundaries() -> NDArray[np.float32]:
     """Where something changes: at (k + 1/2) ln 2 the range reduction its multiple of ln 2; at
     k ln 2 results their exponent, and from 25, 126 and 150 ln 2 they are 1, subnormal and 0; from
-    110 all results are the same; powers of two; infinity, quiet NaN and the last NaN."""
+    104 all results are the same, as they are at 110; powers of two; infinity, quiet NaN and the
+    last NaN."""
     halves_of_ln2 = np.arange(322) * (math.log(2) / 2)
     powers = np.exp2(np.arange(-149, 128).astype(np.float64))
-    numbers = np.concatenate([[0.0], halves_of_ln2, powers, [110.0, math.inf]]).astype(np.float32)
+    others = [0.0, 104.0, 110.0, math.inf]
+    numbers = np.concatenate([others, halves_of_ln2, powers]).astype(np.float32)
     nan = np.array([0x7FC0_0000, 0x7FFF_FFFF], np.int32).view(np.float32)
     return np.concatenate([numbers, nan])

@@ -16,7 +16,7 @@ FIGURES = {
     "error": "error",
     "misrounded": "misrounded",
     "zeroed": "zeroed",
-    "decreasing": "decreasing",
+    "decreasing": "falling",
     "misplaced_nan": "NaN",
     "outside_range": "range",
     "asymmetric": "symmetry",
@@ -29,7 +29,7 @@ COLUMNS = ("misrounded", "zeroed", "decreasing")
 
 NOTE = """\
 Pairs are ours / torch's. misrounded: not the nearest number. zeroed: 0 where that is not 0.
-decreasing: below the result of the input before. A verdict covers as well: NaN for NaN and nothing
+falling: below the result of the input before. A verdict covers as well: NaN for NaN and nothing
 else; σ in [0, 1], σ' in [0, 1/4]; σ' even to the last bit; the results at ±0, ±inf and the largest
 numbers; the same bits from every function and every instruction set."""
 
@@ -153,7 +153,15 @@ def verdict(report: Report) -> str:
 def _table(rows: list[Row]) -> str:
     counted = [name for name in COLUMNS if any(name in row.figures for row in rows)]
     bounded = any(row.figures["error"].bound is not None for row in rows)
-    head = ["kernels", "quantity", "error", "at x", *["bound"] * bounded, "torch's", *counted]
+    head = [
+        "kernels",
+        "quantity",
+        "error",
+        "at x",
+        *["bound"] * bounded,
+        "torch's",
+        *[FIGURES[name] for name in counted],
+    ]
     lines = []
     for row in rows:
         error = row.figures["error"]
