@@ -574,6 +574,10 @@ def test_inputs_of_float64() -> None:
         assert ((numbers > low) & (numbers < high)).sum() > 20
 
 
+def test_the_full_check_takes_ten_million_inputs_of_float64() -> None:
+    assert 2 * inputs.some_float64(check.FULL.float64_inputs // 2).count >= 10_000_000
+
+
 def test_differing() -> None:
     nan, other = torch.tensor([0x7FC0_0000, 0x7F80_0001], dtype=torch.int32).view(torch.float32)
     a = torch.stack([nan, nan, torch.tensor(0.0), torch.tensor(1.0), nan])
