@@ -51,9 +51,12 @@ bench: build ## the full benchmark of this machine's devices
 	$(BIN)/python -m bench
 
 RESULTS := $(filter-out bench/results/quick/%,$(wildcard bench/results/*/result.json))
+CHECKS := $(wildcard bench/results/*/check.json)
 figures: build ## draw the pictures and fill the tables of README and docs from committed results
 	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
 	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md
+	$(BIN)/python -m bench.error_budget --output docs/figures/error_budget.json
+	$(BIN)/python -m bench.numerics $(CHECKS) --budget docs/figures/error_budget.json --write docs/numerics.md
 
 clean: ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info fused_sigmoid/*.so

@@ -236,9 +236,14 @@ def _save(figure: Figure, path: Path) -> None:
 
 def fill(text: str, found: Sequence[Result]) -> str:
     """The Markdown with every marked block generated anew."""
+    return fill_blocks(text, lambda name: _table(name, found))
+
+
+def fill_blocks(text: str, table: Callable[[str], str]) -> str:
+    """The Markdown with ``table`` of its name in every marked block."""
 
     def replace(block: re.Match[str]) -> str:
-        return block["begin"] + _table(block["name"], found) + "\n" + block["end"]
+        return block["begin"] + table(block["name"]) + "\n" + block["end"]
 
     filled, count = BLOCK.subn(replace, text)
     if count != text.count("<!-- figures:begin "):
