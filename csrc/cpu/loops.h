@@ -21,8 +21,8 @@ Bfloat16Constants constants_of(BFloat16);
 template <class Element>
 using ConstantsOf = decltype(constants_of(Element()));
 
-// Vectors in flight: the latency of one polynomial hides behind the others.
-constexpr int unroll = 4;
+// Registers in flight: the latency of one polynomial hides behind the others.
+constexpr int registers_in_flight = 4;
 
 template <class Work, class V, class T, int vectors>
 inline void compute(const T* const* in, T* const* out, int64_t offset) {
@@ -41,6 +41,7 @@ inline void compute(const T* const* in, T* const* out, int64_t offset) {
 
 template <class Work, class V, class T>
 inline void contiguous(const T* const* in, T* const* out, int64_t count) {
+  constexpr int unroll = registers_in_flight / V::registers;
   int64_t offset = 0;
   for (; offset + unroll * V::size <= count; offset += unroll * V::size) {
     compute<Work, V, T, unroll>(in, out, offset);
@@ -111,17 +112,16 @@ void loop(char** data, const int64_t* strides, int64_t count) {
   }
 }
 
-// `Vectors` names the types of one instruction set: Double and Float, the vectors; Float16 and
-// BFloat16, the 16-bit elements that a Float loads and stores.
+// `Vectors` names the types of one instruction set: Double; Float, which loads and stores float32
+// and float16; Bfloat16, vectors of float32 that load and store bfloat16.
 template <class Vectors>
 constexpr KernelTable kernel_table(const char* instruction_set) {
   using D = typename Vectors::Double;
   using F = typename Vectors::Float;
-  using H = typename Vectors::Float16;
-  using B = typename Vectors::BFloat16;
-#define FUSED_SIGMOID_ROW(WORK)                                                     \
-  {                                                                                 \
-    loop<WORK, D, double>, loop<WORK, F, float>, loop<WORK, F, H>, loop<WORK, F, B> \
+  using B = typename Vectors::Bfloat16;
+#define FUSED_SIGMOID_ROW(WORK)                                                                  \
+  {                                                                                              \
+    loop<WORK, D, double>, loop<WORK, F, float>, loop<WORK, F, Float16>, loop<WORK, B, BFloat16> \
   }
   return {instruction_set,
           {FUSED_SIGMOID_ROW(Value), FUSED_SIGMOID_ROW(ValueAndDerivative),

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "even_odd.h"
 #include "half.h"
 
 namespace fused_sigmoid::avx2 {
@@ -12,6 +13,7 @@ namespace fused_sigmoid::avx2 {
 struct Double {
   using Scalar = double;
   static constexpr int64_t size = 4;
+  static constexpr int registers = 1;
   __m256d v;
 
   Double() = default;
@@ -26,11 +28,14 @@ struct Double {
   friend Double operator/(Double a, Double b) { return Double(_mm256_div_pd(a.v, b.v)); }
   friend Double fma(Double a, Double b, Double c) { return Double(_mm256_fmadd_pd(a.v, b.v, c.v)); }
   friend Double abs(Double a) { return Double(_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)); }
-  friend Double negate(Double a) { return Double(_mm256_xor_pd(_mm256_set1_pd(-0.0), a.v)); }
+  // c - a b, rounded once.
+  friend Double fnma(Double a, Double b, Double c) {
+    return Double(_mm256_fnmadd_pd(a.v, b.v, c.v));
+  }
   friend Double min(Double a, Double b) { return Double(_mm256_min_pd(a.v, b.v)); }
-  // By the sign bit; at -0 both choices are equal.
-  friend Double select_negative(Double x, Double negative, Double other) {
-    return Double(_mm256_blendv_pd(other.v, negative.v, x.v));
+  // t where x is negative, by the sign bit, 1 - t elsewhere; at -0 both are equal.
+  friend Double complement_unless_negative(Double x, Double t) {
+    return Double(_mm256_blendv_pd(_mm256_sub_pd(_mm256_set1_pd(1), t.v), t.v, x.v));
   }
   // The number whose exponent field is the low bits of `shifted`.
   friend Double from_exponent_field(Double shifted) {
@@ -41,6 +46,7 @@ struct Double {
 struct Float {
   using Scalar = float;
   static constexpr int64_t size = 8;
+  static constexpr int registers = 1;
   __m256 v;
 
   Float() = default;
@@ -51,27 +57,30 @@ struct Float {
   static Float load(const Float16* from) {
     return Float(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   }
-  static Float load(const BFloat16* from) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    return Float(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
-  }
   void store(float* to) const { _mm256_storeu_ps(to, v); }
   void store(Float16* to) const {
     const __m128i bits = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
   }
-  void store(BFloat16* to) const {
-    const __m256i bits = _mm256_castps_si256(v);
+
+  // The even and the odd elements of `from`, which a shift and a mask tell apart.
+  static void load_even_odd(const BFloat16* from, Float& even, Float& odd) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    even.v = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    odd.v = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)));
+  }
+  static void store_even_odd(BFloat16* to, Float even, Float odd) {
+    const __m256i low = _mm256_srli_epi32(rounded_to_bfloat16(even), 16);
+    const __m256i both = _mm256_blend_epi16(low, rounded_to_bfloat16(odd), 0xaa);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), both);
+  }
+  // In the upper halves of the lanes, to nearest, ties to even: half a last place is added, a bit
+  // less if the number is even. The lower half of a NaN is 0 in arithmetic with bfloat16 numbers,
+  // so that it stays one.
+  static __m256i rounded_to_bfloat16(Float a) {
+    const __m256i bits = _mm256_castps_si256(a.v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    // To nearest, ties to even: just below one half of a last place, one half if that is odd.
-    const __m256i half = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd);
-    const __m256i rounded = _mm256_add_epi32(bits, half);
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
-    const __m256i packed = _mm256_packus_epi32(high, high);
-    const __m256i ordered = _mm256_permute4x64_epi64(packed, 0b00001000);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(ordered));
+    return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
   }
 
   friend Float operator+(Float a, Float b) { return Float(_mm256_add_ps(a.v, b.v)); }
@@ -80,11 +89,12 @@ struct Float {
   friend Float operator/(Float a, Float b) { return Float(_mm256_div_ps(a.v, b.v)); }
   friend Float fma(Float a, Float b, Float c) { return Float(_mm256_fmadd_ps(a.v, b.v, c.v)); }
   friend Float abs(Float a) { return Float(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)); }
-  friend Float negate(Float a) { return Float(_mm256_xor_ps(_mm256_set1_ps(-0.0f), a.v)); }
+  // c - a b, rounded once.
+  friend Float fnma(Float a, Float b, Float c) { return Float(_mm256_fnmadd_ps(a.v, b.v, c.v)); }
   friend Float min(Float a, Float b) { return Float(_mm256_min_ps(a.v, b.v)); }
-  // By the sign bit; at -0 both choices are equal.
-  friend Float select_negative(Float x, Float negative, Float other) {
-    return Float(_mm256_blendv_ps(other.v, negative.v, x.v));
+  // t where x is negative, by the sign bit, 1 - t elsewhere; at -0 both are equal.
+  friend Float complement_unless_negative(Float x, Float t) {
+    return Float(_mm256_blendv_ps(_mm256_sub_ps(_mm256_set1_ps(1), t.v), t.v, x.v));
   }
   // The number whose exponent field is the low bits of `shifted`.
   friend Float from_exponent_field(Float shifted) {
@@ -95,8 +105,7 @@ struct Float {
 struct Vectors {
   using Double = avx2::Double;
   using Float = avx2::Float;
-  using Float16 = fused_sigmoid::Float16;
-  using BFloat16 = fused_sigmoid::BFloat16;
+  using Bfloat16 = EvenOdd<Float>;
 };
 
 }  // namespace fused_sigmoid::avx2

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "even_odd.h"
 #include "half.h"
 
 namespace fused_sigmoid::avx512 {
@@ -12,6 +13,7 @@ namespace fused_sigmoid::avx512 {
 struct Double {
   using Scalar = double;
   static constexpr int64_t size = 8;
+  static constexpr int registers = 1;
   __m512d v;
 
   Double() = default;
@@ -26,12 +28,16 @@ struct Double {
   friend Double operator/(Double a, Double b) { return Double(_mm512_div_pd(a.v, b.v)); }
   friend Double fma(Double a, Double b, Double c) { return Double(_mm512_fmadd_pd(a.v, b.v, c.v)); }
   friend Double abs(Double a) { return Double(_mm512_abs_pd(a.v)); }
-  friend Double negate(Double a) { return Double(_mm512_xor_pd(_mm512_set1_pd(-0.0), a.v)); }
+  // c - a b, rounded once.
+  friend Double fnma(Double a, Double b, Double c) {
+    return Double(_mm512_fnmadd_pd(a.v, b.v, c.v));
+  }
   friend Double min(Double a, Double b) { return Double(_mm512_min_pd(a.v, b.v)); }
-  // By the sign bit; at -0 both choices are equal.
-  friend Double select_negative(Double x, Double negative, Double other) {
-    const __mmask8 sign = _mm512_movepi64_mask(_mm512_castpd_si512(x.v));
-    return Double(_mm512_mask_blend_pd(sign, other.v, negative.v));
+  // t where x is negative, by the sign bit, 1 - t elsewhere; at -0 both are equal.
+  friend Double complement_unless_negative(Double x, Double t) {
+    const __m512i sign = _mm512_castpd_si512(_mm512_set1_pd(-0.0));
+    const __mmask8 positive = _mm512_testn_epi64_mask(_mm512_castpd_si512(x.v), sign);
+    return Double(_mm512_mask_sub_pd(t.v, positive, _mm512_set1_pd(1), t.v));
   }
   // The number whose exponent field is the low bits of `shifted`.
   friend Double from_exponent_field(Double shifted) {
@@ -42,6 +48,7 @@ struct Double {
 struct Float {
   using Scalar = float;
   static constexpr int64_t size = 16;
+  static constexpr int registers = 1;
   __m512 v;
 
   Float() = default;
@@ -52,27 +59,31 @@ struct Float {
   static Float load(const Float16* from) {
     return Float(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
   }
-  static Float load(const BFloat16* from) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return Float(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
-  }
   void store(float* to) const { _mm512_storeu_ps(to, v); }
   void store(Float16* to) const {
     const __m256i bits = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
   }
-  // In integers, since vcvtneps2bf16 flushes subnormals.
-  void store(BFloat16* to) const {
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    // To nearest, ties to even: just below one half of a last place, one half if that is odd.
-    const __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
-    const __m512i rounded = _mm512_add_epi32(bits, half);
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    const __m512i quieted =
-        _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(quieted, 16)));
+
+  // The even and the odd elements of `from`, which a shift and a mask tell apart.
+  static void load_even_odd(const BFloat16* from, Float& even, Float& odd) {
+    const __m512i bits = _mm512_loadu_si512(from);
+    even.v = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    odd.v = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
+  }
+  static void store_even_odd(BFloat16* to, Float even, Float odd) {
+    const __m512i low = _mm512_srli_epi32(rounded_to_bfloat16(even), 16);
+    const __m512i both = _mm512_mask_mov_epi16(low, 0xaaaaaaaa, rounded_to_bfloat16(odd));
+    _mm512_storeu_si512(to, both);
+  }
+  // In the upper halves of the lanes, to nearest, ties to even: half a last place is added, a bit
+  // less if the number is even. In integers, since vcvtneps2bf16 flushes subnormals. The lower
+  // half of a NaN is 0 in arithmetic with bfloat16 numbers, so that it stays one.
+  static __m512i rounded_to_bfloat16(Float a) {
+    const __m512i bits = _mm512_castps_si512(a.v);
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i below = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    return _mm512_mask_add_epi32(below, odd, below, _mm512_set1_epi32(1));
   }
 
   friend Float operator+(Float a, Float b) { return Float(_mm512_add_ps(a.v, b.v)); }
@@ -81,12 +92,14 @@ struct Float {
   friend Float operator/(Float a, Float b) { return Float(_mm512_div_ps(a.v, b.v)); }
   friend Float fma(Float a, Float b, Float c) { return Float(_mm512_fmadd_ps(a.v, b.v, c.v)); }
   friend Float abs(Float a) { return Float(_mm512_abs_ps(a.v)); }
-  friend Float negate(Float a) { return Float(_mm512_xor_ps(_mm512_set1_ps(-0.0f), a.v)); }
+  // c - a b, rounded once.
+  friend Float fnma(Float a, Float b, Float c) { return Float(_mm512_fnmadd_ps(a.v, b.v, c.v)); }
   friend Float min(Float a, Float b) { return Float(_mm512_min_ps(a.v, b.v)); }
-  // By the sign bit; at -0 both choices are equal.
-  friend Float select_negative(Float x, Float negative, Float other) {
-    const __mmask16 sign = _mm512_movepi32_mask(_mm512_castps_si512(x.v));
-    return Float(_mm512_mask_blend_ps(sign, other.v, negative.v));
+  // t where x is negative, by the sign bit, 1 - t elsewhere; at -0 both are equal.
+  friend Float complement_unless_negative(Float x, Float t) {
+    const __m512i sign = _mm512_castps_si512(_mm512_set1_ps(-0.0f));
+    const __mmask16 positive = _mm512_testn_epi32_mask(_mm512_castps_si512(x.v), sign);
+    return Float(_mm512_mask_sub_ps(t.v, positive, _mm512_set1_ps(1), t.v));
   }
   // The number whose exponent field is the low bits of `shifted`.
   friend Float from_exponent_field(Float shifted) {
@@ -97,8 +110,7 @@ struct Float {
 struct Vectors {
   using Double = avx512::Double;
   using Float = avx512::Float;
-  using Float16 = fused_sigmoid::Float16;
-  using BFloat16 = fused_sigmoid::BFloat16;
+  using Bfloat16 = EvenOdd<Float>;
 };
 
 }  // namespace fused_sigmoid::avx512

@@ -62,6 +62,7 @@ template <class Scalar_, class Bits, int significand_bits>
 struct Single {
   using Scalar = Scalar_;
   static constexpr int64_t size = 1;
+  static constexpr int registers = 1;
   Scalar v;
 
   Single() = default;
@@ -75,10 +76,12 @@ struct Single {
   friend Single operator/(Single a, Single b) { return Single(a.v / b.v); }
   friend Single fma(Single a, Single b, Single c) { return Single(std::fma(a.v, b.v, c.v)); }
   friend Single abs(Single a) { return Single(std::abs(a.v)); }
-  friend Single negate(Single a) { return Single(-a.v); }
+  // c - a b, rounded once.
+  friend Single fnma(Single a, Single b, Single c) { return Single(std::fma(-a.v, b.v, c.v)); }
   friend Single min(Single a, Single b) { return Single(a.v < b.v ? a.v : b.v); }
-  friend Single select_negative(Single x, Single negative, Single other) {
-    return x.v < 0 ? negative : other;
+  // t where x is negative, 1 - t elsewhere.
+  friend Single complement_unless_negative(Single x, Single t) {
+    return x.v < 0 ? t : Single(1 - t.v);
   }
   // The number whose exponent field is the low bits of `shifted`.
   friend Single from_exponent_field(Single shifted) {
@@ -104,8 +107,7 @@ struct Float : Single<float, uint32_t, 23> {
 struct Vectors {
   using Double = portable::Double;
   using Float = portable::Float;
-  using Float16 = fused_sigmoid::Float16;
-  using BFloat16 = fused_sigmoid::BFloat16;
+  using Bfloat16 = portable::Float;
 };
 
 }  // namespace fused_sigmoid::portable

@@ -35,7 +35,7 @@ inline V smaller_of_value_and_complement(V x) {
 
 template <class V>
 inline V value_from_smaller(V x, V t) {
-  return select_negative(x, t, V(1) - t);
+  return complement_unless_negative(x, t);
 }
 
 // t (1 - t) without cancellation, since t <= 1/2; one rounding more exact than e / (1 + e)^2. What
@@ -43,7 +43,7 @@ inline V value_from_smaller(V x, V t) {
 template <class C, class V>
 inline V derivative_from_smaller(V t) {
   if constexpr (C::is_half) return t * (V(1) - t);
-  return fma(negate(t), t, t);
+  return fnma(t, t, t);
 }
 
 // What a kernel computes per element. `apply` reads all inputs before it writes an output, so
