@@ -8,6 +8,9 @@
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
 
 #include "ops.h"
 
@@ -20,9 +23,8 @@ using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 // Where Saved::automatic keeps the derivative on the CPU, in bytes of it, and else the input;
-// docs/performance.md has the measurement. Below, one more allocation costs more than the
-// arithmetic; above, the derivative leaves the cache (or is fresh memory, whose page faults cost
-// more than everything else) before it is read back.
+// docs/performance.md has the measurement. Below, the arithmetic saved is less than what one more
+// tensor costs; above, the derivative leaves the cache before it is read back.
 constexpr int64_t automatic_derivative_from = 16 << 10;
 constexpr int64_t automatic_derivative_to = 8 << 20;
 
@@ -172,7 +174,13 @@ class SigmoidNode : public torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {at::Tensor()};
-    return {gradient(grads[0], variable_.unpack(getptr()), derivative_.unpack())};
+    const at::Tensor variable = variable_.unpack(getptr()), derivative = derivative_.unpack();
+    if (!takes_derivative(grads[0], derivative)) return {gradient(grads[0], variable, derivative)};
+    // Whoever runs this node again is told so, even if an error ends this backward pass here.
+    variable_.reset_data();
+    derivative_.reset_data();
+    dispatched::sigmoid_backward_from_derivative_(grads[0], derivative);
+    return {derivative};
   }
 
   // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
@@ -219,6 +227,24 @@ class SigmoidNode : public torch::autograd::Node {
 
   static bool saves_input(const at::Tensor& tensor) {
     return saved == Saved::input || (saved == Saved::derivative && keeps_input(tensor));
+  }
+
+  // Whether the gradient may take the memory of the saved derivative: nothing else holds it, and
+  // this node runs no more. One allocation, and one tensor in the cache, less.
+  bool takes_derivative(const at::Tensor& grad, const at::Tensor& derivative) const {
+    if (!derivative.defined() || !grad.defined() || derivative_.has_hooks()) return false;
+    if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
+      return false;
+    }
+    constexpr size_t references = 2;  // the saved one and the caller's
+    if (derivative.use_count() != references || derivative.storage().use_count() != 1) return false;
+    // The result's strides are then the derivative's.
+    const auto is_zero = [](int64_t stride) { return stride == 0; };
+    const bool is_expanded_scalar =
+        std::all_of(grad.strides().begin(), grad.strides().end(), is_zero);
+    return for_kernels(grad) && grad.scalar_type() == derivative.scalar_type() &&
+           grad.sizes() == derivative.sizes() && grad.device() == derivative.device() &&
+           derivative.is_contiguous() && (grad.is_contiguous() || is_expanded_scalar);
   }
 
   static at::Tensor gradient(const at::Tensor& grad, const at::Tensor& variable,

@@ -154,4 +154,13 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
                     "sigmoid_backward_from_derivative");
 }
 
+void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative) {
+  constexpr const char* op = "sigmoid_backward_from_derivative";
+  if (is_simple(derivative) && is_simple(grad)) {
+    return run_simple(Work::backward_from_derivative, op, derivative, grad, derivative);
+  }
+  auto iter = at::TensorIterator::borrowing_binary_op(derivative, grad, derivative);
+  run(iter, Work::backward_from_derivative, op);
+}
+
 }  // namespace fused_sigmoid::cpu

@@ -107,6 +107,14 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
   return op.call(grad, derivative);
 }
 
+void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative) {
+  if (is_direct(grad) && is_direct(derivative)) {
+    return cpu::sigmoid_backward_from_derivative_(grad, derivative);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  derivative.mul_(grad);
+}
+
 }  // namespace dispatched
 
 namespace {

@@ -20,6 +20,8 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
 at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
 at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
+// Into the derivative's memory, for tensors of one shape and dtype.
+void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
 }  // namespace cpu
 
 // Without autograd, on any device that has kernels. ops.cpp
@@ -31,6 +33,7 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
 at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
 at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
+void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
 }  // namespace dispatched
 
 // With autograd, of every order. autograd.cpp

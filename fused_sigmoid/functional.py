@@ -40,7 +40,8 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
             is recorded.
         saved: what to keep for the backward pass.
 
-            - ``"derivative"``: σ', computed in the same pass as σ; backward is one product.
+            - ``"derivative"``: σ', computed in the same pass as σ; backward is one product, which
+              takes the memory of σ' unless the graph is kept.
             - ``"input"``: the input; backward computes σ' again from it.
             - ``"output"``: the output; no more memory than ``nn.Sigmoid``, and its gradient.
             - ``"auto"``: whichever of the first two is faster for the device, dtype and size.

@@ -13,6 +13,7 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from fused_sigmoid import FusedSigmoid, sigmoid, sigmoid_, sigmoid_with_derivative
@@ -229,6 +230,82 @@ def test_hooks_see_the_gradients(saved: str) -> None:
     assert len(seen) == 3
     for grad in seen:
         torch.testing.assert_close(grad, 3 * _expected(input), rtol=1e-14, atol=0)
+
+
+# With saved="derivative" the gradient takes the memory of the saved derivative when that is over.
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_gradient_takes_the_memory_of_the_saved_derivative(dtype: torch.dtype) -> None:
+    input = torch.randn(1 << 20).to(dtype).requires_grad_()
+    ones = torch.ones_like(input)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        torch.autograd.grad(sigmoid(input, saved="derivative"), input, ones)
+    nbytes = input.numel() * input.element_size()
+    allocated = [event for event in profiler.events() if event.self_cpu_memory_usage > 0]
+    assert sum(event.self_cpu_memory_usage for event in allocated) < 2.1 * nbytes
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_memory_that_others_hold_is_not_taken(dtype: torch.dtype) -> None:
+    input = torch.randn(4, 5).to(dtype).requires_grad_()
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> int:
+        kept.append(tensor)
+        return len(kept) - 1
+
+    with saved_tensors_hooks(pack, lambda index: kept[index]):
+        output = sigmoid(input, saved="derivative")
+    before = [tensor.detach().clone() for tensor in kept]
+    assert len(before) == 2
+    (gradient,) = torch.autograd.grad(output, input, torch.full_like(output, 3))
+    assert (gradient != 0).all()
+    for tensor, copy in zip(kept, before, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+@every_saved
+def test_every_backward_of_a_kept_graph_gives_the_same(saved: str) -> None:
+    input = _float32_leaf(40, 5)
+    output = sigmoid(input, saved=saved)
+    grads = [torch.randn(40, 5) for _ in range(3)]
+    found = [
+        torch.autograd.grad(output, input, grad, retain_graph=keep)[0]
+        for grad, keep in zip(grads, (True, True, False), strict=True)
+    ]
+    alone = [torch.autograd.grad(sigmoid(input, saved=saved), input, grad)[0] for grad in grads]
+    assert all(map(torch.equal, found, alone))
+
+
+@every_saved
+@pytest.mark.parametrize(
+    "grad",
+    [torch.ones(()).expand(6, 4), torch.randn(4, 6).t(), torch.randn(6, 8)[:, ::2]],
+    ids=["expanded", "transposed", "strided"],
+)
+def test_gradient_has_the_strides_of_torchs(grad: Tensor, saved: str) -> None:
+    input = _float32_leaf(6, 4)
+    (gradient,) = torch.autograd.grad(sigmoid(input, saved=saved), input, grad)
+    (theirs,) = torch.autograd.grad(torch.sigmoid(input), input, grad)
+    assert gradient.stride() == theirs.stride()
+    torch.testing.assert_close(gradient, theirs, rtol=1e-5, atol=0)
+
+
+def test_a_backward_that_was_broken_off_is_not_repeated_with_spent_memory() -> None:
+    input = _float32_leaf(4)
+    output = sigmoid(input, saved="derivative")
+
+    def break_off(*_: object) -> None:
+        raise ValueError("broken off")
+
+    assert output.grad_fn is not None
+    hook = output.grad_fn.register_hook(break_off)
+    with pytest.raises(ValueError, match="broken off"):
+        output.sum().backward()
+    hook.remove()
+    with pytest.raises(RuntimeError, match="second time"):
+        output.sum().backward()
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
