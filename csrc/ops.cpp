@@ -62,9 +62,11 @@ at::Tensor sigmoid(const at::Tensor& input) {
 }
 
 void sigmoid_out(const at::Tensor& input, at::Tensor out) {
-  if (is_direct(input) && is_direct(out)) return cpu::sigmoid_out(input, std::move(out));
-  static const auto op = find<UnaryOut>("fused_sigmoid::sigmoid_out");
+  const bool direct = is_direct(input) && is_direct(out);
+  // Also of the direct call, which may resize: that is neither recorded nor counted as a write.
   at::AutoDispatchBelowADInplaceOrView guard;
+  if (direct) return cpu::sigmoid_out(input, std::move(out));
+  static const auto op = find<UnaryOut>("fused_sigmoid::sigmoid_out");
   op.call(input, std::move(out));
 }
 
@@ -76,11 +78,12 @@ std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& inp
 }
 
 void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative) {
-  if (is_direct(input) && is_direct(value) && is_direct(derivative)) {
+  const bool direct = is_direct(input) && is_direct(value) && is_direct(derivative);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  if (direct) {
     return cpu::sigmoid_with_derivative_out(input, std::move(value), std::move(derivative));
   }
   static const auto op = find<PairOut>("fused_sigmoid::sigmoid_with_derivative_out");
-  at::AutoDispatchBelowADInplaceOrView guard;
   op.call(input, std::move(value), std::move(derivative));
 }
 

@@ -139,7 +139,8 @@ def _smaller_exponential(wide: Tensor) -> tuple[Tensor, Tensor]:
 def composed_sigmoid(input: Tensor) -> Tensor:
     """σ in operations whose own derivatives keep both tails, to every order and in every mode.
     For nested forward-mode transforms: in the ``jvp`` of an autograd Function, ATen operations
-    have no tangents of the outer levels (torch 2.13), which would silently become zero."""
+    have no tangents of the outer levels (torch 2.13), which would silently become zero. And for
+    ``torch.func.functionalize``, which has no rule for autograd Functions."""
     e, negative = _smaller_exponential(_widened(input))
     return (torch.where(negative, e, 1) / (1 + e)).to(input.dtype)
 

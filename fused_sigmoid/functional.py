@@ -154,8 +154,11 @@ def _check(input: object, name: str) -> None:
 
 
 def _has_formula(input: Tensor) -> bool:
-    # The jagged layout is strided data inside; mkldnn, quantized and sparse tensors are not.
-    return input.dtype in KERNEL_DTYPES and input.layout in (torch.strided, torch.jagged)
+    # The jagged layout is strided data inside; mkldnn, quantized and sparse tensors are not. The
+    # older nested tensors call themselves strided, and have no sigmoid.
+    if input.dtype not in KERNEL_DTYPES:
+        return False
+    return input.layout == torch.jagged or (input.layout == torch.strided and not input.is_nested)
 
 
 def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
@@ -164,15 +167,17 @@ def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
         return compiled.forward(input)
     if is_compiling():
         return compiled.apply(input)
-    if _forward_transforms() > 1:
+    if _needs_composition():
         return transformable.composed(input)
     return transformable.apply(input)
 
 
-def _forward_transforms() -> int:
-    """How many levels of ``torch.func.jvp`` or ``jacfwd`` are active."""
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
+def _needs_composition() -> bool:
+    """Whether the active ``torch.func`` transforms are more than an autograd Function can go
+    through: two levels of ``jvp`` or ``jacfwd``, or ``functionalize``."""
+    types = torch._C._functorch.TransformType
+    active = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    return active.count(types.Jvp) > 1 or types.Functionalize in active
 
 
 def _torch(function: Callable[..., Any], input: Tensor, **arguments: Any) -> Any:
