@@ -21,6 +21,7 @@ from fused_sigmoid import sigmoid_, sigmoid_with_derivative
 
 Function = Callable[[Tensor], Tensor]
 
+SAVED = ("auto", "derivative", "input", "output")
 EXACT: dict[str, Function] = {
     **{
         saved: partial(fused_sigmoid.sigmoid, saved=saved)
@@ -359,3 +360,22 @@ def test_vmap_rejects_what_it_rejects_of_torch(function: str) -> None:
         assert type(raised(lambda a=arguments: vmap(FUNCTIONS[function], **a)(TAIL))) is type(
             expected
         )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *SAVED,
+        pytest.param(
+            "pair",
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=IndexError,
+                reason="torch 2.13 can't add a number to a batch of no numbers: vmap of 1 + x",
+            ),
+        ),
+    ],
+)
+def test_vmap_over_nothing(function: str) -> None:
+    result = vmap(FUNCTIONS[function])(TAIL[:0])
+    assert (result.shape, result.dtype) == ((0,), TAIL.dtype)
