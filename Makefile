@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check-full lint format bench figures clean
+.PHONY: help build demo test test-matrix dist check-full lint format bench figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -29,6 +29,17 @@ demo: build ## train on real data with both sigmoids, then the quick benchmark
 
 test: build ## the whole test suite
 	$(BIN)/python -m pytest
+
+# Oldest and newest torch, and every Python with the pinned one. Gigabytes of downloads each.
+MATRIX ?= 3.11:2.11.0 3.11:2.15.0 3.10:2.13.0 3.12:2.13.0 3.13:2.13.0
+test-matrix: build ## the suite with other releases of torch and Python
+	$(BIN)/python tests/matrix.py $(MATRIX) --output docs/figures/compatibility.json
+	$(BIN)/python -m bench.compatibility docs/figures/compatibility.json --write docs/compatibility.md
+
+dist: build ## a wheel and a source distribution, each tried in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python tests/try_distribution.py dist/*.whl dist/*.tar.gz
 
 # The folder in bench/results that today's benchmark writes; MACHINE=... names another.
 MACHINE ?= $(shell $(BIN)/python -c 'import torch; from bench import machine; \
@@ -59,4 +70,4 @@ figures: build ## draw the pictures and fill the tables of README and docs from 
 	$(BIN)/python -m bench.numerics $(CHECKS) --budget docs/figures/error_budget.json --write docs/numerics.md
 
 clean: ## remove .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info fused_sigmoid/*.so
+	rm -rf $(VENV) .matrix build dist *.egg-info fused_sigmoid/*.so

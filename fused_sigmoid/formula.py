@@ -22,6 +22,12 @@ def _widened(input: Tensor) -> Tensor:
     return input.float() if input.dtype in HALVES else input
 
 
+def _narrowed(wide: Tensor, like: Tensor) -> Tensor:
+    """Rounded to the dtype of ``like``. What has it already must not pass through ``to``: compiled
+    by torch 2.11, a Function gets no gradient for an output that is an intermediate result too."""
+    return wide if wide.dtype == like.dtype else wide.to(like.dtype)
+
+
 def _derivative(input: Tensor) -> Tensor:
     """σ'(x) = t - t² with t = e / (1 + e), e = exp(-|x|): no cancellation, since t ≤ 1/2.
     In float32 for halves."""
@@ -40,11 +46,11 @@ def sigmoid_out(input: Tensor, out: Tensor) -> None:
 
 
 def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.sigmoid(input), _derivative(input).to(input.dtype)
+    return torch.sigmoid(input), _narrowed(_derivative(input), input)
 
 
 def sigmoid_backward(grad: Tensor, input: Tensor) -> Tensor:
-    return (_widened(grad) * _derivative(input)).to(input.dtype)
+    return _narrowed(_widened(grad) * _derivative(input), input)
 
 
 def sigmoid_backward_from_output(grad: Tensor, output: Tensor) -> Tensor:
@@ -58,7 +64,7 @@ def sigmoid_backward_from_derivative(grad: Tensor, derivative: Tensor) -> Tensor
 def second_derivative_product(grad: Tensor, input: Tensor) -> Tensor:
     """grad · σ''(x) = -grad · σ'(x) · tanh(x/2), exact on both tails and at 0."""
     wide = _widened(input)
-    return (_widened(grad) * _derivative(input) * torch.tanh(wide * -0.5)).to(input.dtype)
+    return _narrowed(_widened(grad) * _derivative(input) * torch.tanh(wide * -0.5), input)
 
 
 class Sigmoid(torch.autograd.Function):

@@ -8,11 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import formula
 from ._extension import extension
+
+if torch.__version__.startswith("2.11."):
+    # Dynamo of torch 2.11 takes the function for True in every compilation (pytorch#176347).
+    def is_exporting() -> bool:
+        return torch.compiler._is_exporting_flag
+
+else:
+    from torch.compiler import is_exporting
 
 KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,0 +1,74 @@
+"""The table of docs/compatibility.md from the outcomes of tests/matrix.py; runs nothing.
+
+    python -m bench.compatibility OUTCOMES.json --write docs/compatibility.md [--check]
+
+Depends on figures for the markers in a Markdown file, on tabulate for the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from bench.figures import BadBlockError, fill_blocks
+
+NAME = "tested releases"
+
+
+def table(document: dict[str, Any]) -> str:
+    lines = []
+    for outcome in document["outcomes"]:
+        failed = outcome.get("failures", 0) + outcome.get("errors", 0)
+        passed = outcome.get("tests", 0) - outcome.get("skipped", 0) - failed
+        step = outcome.get("failed_at")
+        lines.append(
+            [
+                outcome.get("python_version", outcome["python"]),
+                outcome.get("torch_version", outcome["torch"]),
+                outcome.get("triton_version") or "",
+                f"{passed:,}" if "tests" in outcome else "",
+                f"{outcome['skipped']:,}" if "tests" in outcome else "",
+                f"{failed:,}" if "tests" in outcome else f"no {step}",
+            ]
+        )
+    head = ["Python", "torch", "Triton", "passed", "skipped or known to fail", "failed"]
+    made = f"Commit {document['commit']}, {document['date']}."
+    return tabulate(lines, headers=head, tablefmt="pipe", disable_numparse=True) + f"\n\n{made}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compatibility", description="Fill the table of releases tested."
+    )
+    add = parser.add_argument
+    add("outcomes", type=Path, metavar="OUTCOMES.json")
+    add("--write", type=Path, required=True, metavar="FILE.md", help="fill this file's blocks")
+    add("--check", action="store_true", help="write nothing; exit 1 if --write would change it")
+    chosen = parser.parse_args(arguments)
+    document = json.loads(chosen.outcomes.read_text(encoding="utf-8"))
+
+    def named(name: str) -> str:
+        if name != NAME:
+            raise BadBlockError(f"figures:begin {name}: no such table; accepted is {NAME}")
+        return table(document)
+
+    text = chosen.write.read_text(encoding="utf-8")
+    filled = fill_blocks(text, named)
+    if filled == text:
+        return 0
+    if chosen.check:
+        print(f"{chosen.write} is stale; run python -m bench.compatibility without --check")
+        return 1
+    chosen.write.write_text(filled, encoding="utf-8")
+    print(f"wrote {chosen.write}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
