@@ -28,11 +28,18 @@ def _narrowed(wide: Tensor, like: Tensor) -> Tensor:
     return wide if wide.dtype == like.dtype else wide.to(like.dtype)
 
 
+def _smaller(wide: Tensor) -> Tensor:
+    """t = e / (1 + e) with e = exp(-|x|), the smaller of σ(x) and 1 - σ(x)."""
+    # Whoever differentiates these operations needs a derivative at 0, which |x| has not; the others
+    # need the cheaper operation.
+    magnitude = torch.where(wide < 0, -wide, wide) if torch.is_grad_enabled() else wide.abs()
+    e = torch.exp(-magnitude)
+    return e / (1 + e)
+
+
 def _derivative(input: Tensor) -> Tensor:
-    """σ'(x) = t - t² with t = e / (1 + e), e = exp(-|x|): no cancellation, since t ≤ 1/2.
-    In float32 for halves."""
-    e = torch.exp(-_widened(input).abs())
-    t = e / (1 + e)
+    """σ'(x) = t - t²: no cancellation, since t ≤ 1/2. In float32 for halves."""
+    t = _smaller(_widened(input))
     return t - t * t
 
 
@@ -68,11 +75,13 @@ def second_derivative_product(grad: Tensor, input: Tensor) -> Tensor:
 
 
 class Sigmoid(torch.autograd.Function):
-    """For torch.compile and torch.export: Dynamo refuses a Function that has a ``jvp``."""
+    """For torch.compile where a gradient is recorded: Dynamo refuses a Function that has a ``jvp``.
+    Composed, so that a compiled backward that computes σ(x) again shares its exponential, and since
+    Dynamo differentiates the operations of ``forward`` inside the torch.func transforms."""
 
     @staticmethod
     def forward(input: Tensor) -> Tensor:
-        return sigmoid(input)
+        return composed_sigmoid(input)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -85,11 +94,11 @@ class Sigmoid(torch.autograd.Function):
 
 
 class SigmoidWithDerivative(torch.autograd.Function):
-    """The pair for torch.compile and torch.export."""
+    """The pair for torch.compile."""
 
     @staticmethod
     def forward(input: Tensor) -> tuple[Tensor, Tensor]:
-        return sigmoid_with_derivative(input)
+        return composed_sigmoid_with_derivative(input)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -136,24 +145,18 @@ def _transformable_second(grad: Tensor, input: Tensor) -> Tensor:
     return first * torch.tanh(input * -0.5)
 
 
-def _smaller_exponential(wide: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(-|x|), differentiable at 0 as |x| is not, and where x is negative."""
-    negative = wide < 0
-    return torch.exp(torch.where(negative, wide, -wide)), negative
-
-
 def composed_sigmoid(input: Tensor) -> Tensor:
     """σ in operations whose own derivatives keep both tails, to every order and in every mode.
     For nested forward-mode transforms: in the ``jvp`` of an autograd Function, ATen operations
     have no tangents of the outer levels (torch 2.13), which would silently become zero. And for
     ``torch.func.functionalize``, which has no rule for autograd Functions."""
-    e, negative = _smaller_exponential(_widened(input))
-    return (torch.where(negative, e, 1) / (1 + e)).to(input.dtype)
+    wide = _widened(input)
+    t = _smaller(wide)
+    return _narrowed(torch.where(wide < 0, t, 1 - t), input)
 
 
 def composed_sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
-    e, _ = _smaller_exponential(_widened(input))
-    return composed_sigmoid(input), (e / ((1 + e) * (1 + e))).to(input.dtype)
+    return composed_sigmoid(input), _narrowed(_derivative(input), input)
 
 
 class TransformableSigmoid(Sigmoid):

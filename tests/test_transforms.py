@@ -345,17 +345,15 @@ def test_compile_of_in_place_and_out(backend: str) -> None:
     check(out, oracle.value(COMPILED_X), 4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="inside torch.func.grad Dynamo traces the forward of an autograd Function only, and "
-    "differentiates that: torch's own gradient, without the positive tail",
-)
 def test_compile_of_transforms() -> None:
     @torch.compile(backend="aot_eager", fullgraph=True)
-    def gradient(x: Tensor) -> Tensor:
-        return vmap(grad(fused_sigmoid.sigmoid))(x)
+    def gradients(x: Tensor) -> tuple[Tensor, ...]:
+        of_pair = grad(lambda x: sigmoid_with_derivative(x)[0])
+        tangent = jvp(fused_sigmoid.sigmoid, (x,), (torch.ones_like(x),))[1]
+        return vmap(grad(fused_sigmoid.sigmoid))(x), vmap(of_pair)(x), tangent
 
-    check(gradient(POINTS), FIRST)
+    for gradient in gradients(POINTS):
+        check(gradient, FIRST)
 
 
 def test_a_second_size_is_not_a_second_compilation() -> None:
