@@ -188,7 +188,7 @@ class TransformableSigmoid(Sigmoid):
         return TransformableSigmoid.backward(ctx, tangent)
 
 
-class TransformableSigmoidWithDerivative(SigmoidWithDerivative):
+class TransformableSigmoidWithDerivative(torch.autograd.Function):
     """The pair for torch.func transforms and forward-mode AD."""
 
     composed = staticmethod(composed_sigmoid_with_derivative)
@@ -202,14 +202,24 @@ class TransformableSigmoidWithDerivative(SigmoidWithDerivative):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        # The zeros made for an output without a gradient would be plain tensors, which distributed
+        # ones do not mix with.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad_value: Tensor, grad_derivative: Tensor) -> Tensor:
+    def backward(
+        ctx: Any, grad_value: Tensor | None, grad_derivative: Tensor | None
+    ) -> Tensor | None:
         (input,) = ctx.saved_tensors
-        first: Tensor = TransformableSigmoidBackward.apply(grad_value, input)
-        return first + _transformable_second(grad_derivative, input)
+        first: Tensor | None = None
+        if grad_value is not None:
+            first = TransformableSigmoidBackward.apply(grad_value, input)
+        if grad_derivative is None:
+            return first
+        second = _transformable_second(grad_derivative, input)
+        return second if first is None else first + second
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:
