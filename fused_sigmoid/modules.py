@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
@@ -55,3 +56,16 @@ class FusedSigmoid(nn.Sigmoid):
 
     def extra_repr(self) -> str:
         return "" if self.saved == "auto" else f"saved={self.saved!r}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in place of this module."""
+        return nn.Sigmoid() if self.saved == "output" else ScriptableSigmoid()
+
+
+class ScriptableSigmoid(nn.Module):
+    """A FusedSigmoid in TorchScript, whose interpreter calls the operator."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_floating_point():
+            return torch.ops.fused_sigmoid.sigmoid(input)
+        return torch.sigmoid(input)

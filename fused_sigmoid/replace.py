@@ -13,18 +13,22 @@ from torch.overrides import TorchFunctionMode
 from . import functional
 from .modules import FusedSigmoid
 
+# Where a module that was of a subclass of nn.Sigmoid keeps its class.
+_ORIGINAL = "class_before_fused_sigmoid"
 
-def replace_sigmoid(model: nn.Module, *, saved: str = "auto") -> int:
+
+def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool = False) -> int:
     """Turns every ``nn.Sigmoid`` in ``model`` into a :class:`FusedSigmoid`, in place.
 
     The module objects stay the same: hooks, training flags, sharing, names and the state dict
-    are untouched, and ``model`` itself may be an ``nn.Sigmoid``. Subclasses of ``nn.Sigmoid``
-    are left alone.
+    are untouched, and ``model`` itself may be an ``nn.Sigmoid``.
 
     Args:
         model: the module to search, itself included.
         saved: what the new modules keep for the backward pass; see :class:`FusedSigmoid`, also
             for a sigmoid whose output goes to ``nn.BCELoss``.
+        subclasses: whether modules of subclasses of ``nn.Sigmoid``, which may compute something
+            else, are turned as well.
 
     Returns:
         How many modules were turned; a shared one counts once.
@@ -42,14 +46,23 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto") -> int:
     FusedSigmoid()
     """
     functional.check_saved(saved)
-    turned = _change_class(model, nn.Sigmoid, FusedSigmoid)
+    turned = [
+        module
+        for module in _modules(model)
+        if type(module) is nn.Sigmoid
+        or (subclasses and isinstance(module, nn.Sigmoid) and type(module) is not FusedSigmoid)
+    ]
     for module in turned:
+        if type(module) is not nn.Sigmoid:
+            module.__dict__[_ORIGINAL] = type(module)
+        module.__class__ = FusedSigmoid
         module.__dict__["saved"] = saved
     return len(turned)
 
 
 def restore_sigmoid(model: nn.Module) -> int:
-    """Turns every :class:`FusedSigmoid` in ``model`` into an ``nn.Sigmoid``, in place.
+    """Turns every :class:`FusedSigmoid` in ``model`` into an ``nn.Sigmoid``, in place, or into the
+    subclass of it that it was.
 
     Returns:
         How many modules were turned; a shared one counts once.
@@ -57,19 +70,17 @@ def restore_sigmoid(model: nn.Module) -> int:
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
     """
-    turned = _change_class(model, FusedSigmoid, nn.Sigmoid)
+    turned = [module for module in _modules(model) if type(module) is FusedSigmoid]
     for module in turned:
+        module.__class__ = module.__dict__.pop(_ORIGINAL, nn.Sigmoid)
         module.__dict__.pop("saved", None)
     return len(turned)
 
 
-def _change_class(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> list[nn.Module]:
+def _modules(model: nn.Module) -> list[nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"argument 'model' must be torch.nn.Module, not {type(model).__name__}")
-    modules = [module for module in model.modules() if type(module) is old]
-    for module in modules:
-        module.__class__ = new
-    return modules
+    return list(model.modules())
 
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -7,7 +7,9 @@ import copy
 import io
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import oracle
@@ -193,7 +195,74 @@ def test_not_a_module(function: Callable[[Any], int], value: Any) -> None:
         function(value)
 
 
+class Scaled(nn.Sigmoid):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_subclasses_are_left_alone_unless_asked_for() -> None:
+    model = nn.Sequential(Scaled(), nn.Sigmoid(), FusedSigmoid("input"))
+    assert replace_sigmoid(model) == 1
+    assert type(model[0]) is Scaled
+    assert replace_sigmoid(model, saved="output", subclasses=True) == 1
+    assert [type(module) for module in model] == [FusedSigmoid] * 3
+    assert [module.saved for module in model] == ["output", "auto", "input"]
+    twin = copy.deepcopy(model)
+    for restored in (model, twin):
+        assert restore_sigmoid(restored) == 3
+        assert [type(module) for module in restored] == [Scaled, nn.Sigmoid, nn.Sigmoid]
+        assert vars(restored[0]) == vars(Scaled())
+
+
+def _encoder() -> nn.Module:
+    return nn.TransformerEncoderLayer(4, 2, 8, activation=nn.Sigmoid(), batch_first=True)
+
+
+def _parametrized() -> nn.Module:
+    linear = nn.Linear(4, 4)
+    nn.utils.parametrize.register_parametrization(linear, "weight", nn.Sigmoid())
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), linear)
+
+
+@pytest.mark.parametrize("make", [_encoder, _parametrized])
+def test_sigmoids_in_torchs_own_modules(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(3, 5, 4)
+    keys, expected = list(model.state_dict()), model(x)
+    assert replace_sigmoid(model) == 1
+    assert list(model.state_dict()) == keys
+    torch.testing.assert_close(model(x), expected)
+    model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_scripted_models_inside_are_left_alone() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Sigmoid())), nn.Sigmoid())
+    assert replace_sigmoid(model) == 1
+    torch.testing.assert_close(model(torch.zeros(2)), torch.sigmoid(torch.full((2,), 0.5)))
+
+
+def test_a_compiled_model_follows() -> None:
+    model = torch.compile(nn.Sequential(nn.Identity(), nn.Sigmoid()), backend="aot_eager")
+    assert not is_exact(gradient_of(model))
+    assert replace_sigmoid(model) == 1
+    assert is_exact(gradient_of(model))
+
+
 # FusedSigmoid
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("saved", SAVED)
+def test_scripts(saved: str, tmp_path: Path) -> None:
+    model = torch.jit.script(nn.Sequential(nn.Identity(), FusedSigmoid(saved)))
+    torch.jit.save(model, tmp_path / "model.pt")
+    for scripted in (model, torch.jit.load(tmp_path / "model.pt")):
+        assert is_exact(gradient_of(scripted)) == (saved != "output")
+        for x in (torch.arange(3), torch.ones(2, dtype=torch.complex64)):
+            torch.testing.assert_close(scripted(x), torch.sigmoid(x))
 
 
 def test_is_an_nn_sigmoid() -> None:
