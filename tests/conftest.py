@@ -99,3 +99,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         f"{_triton_version()}, Python {platform.python_version()}; without a named instruction "
         f"set: {extension.instruction_set()}"
     )
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -244,13 +244,6 @@ def test_bits_do_not_depend_on_strides(dtype: torch.dtype) -> None:
         _assert_same(_everything(input[::stride].contiguous(), grad[::stride]), expected)
 
 
-@pytest.fixture
-def restored_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @every_dtype
 @pytest.mark.usefixtures("instruction_set", "restored_threads")
 def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
