@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from bench import figures, machine, report, results, runs
+from bench import figures, goals, machine, report, results, runs
 from bench.peers import DEFAULT_PEERS, PEERS
 from bench.results import Result
 from bench.runs import Options
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result.elapsed_seconds = round(time.perf_counter() - start, 1)
 
     folder = chosen.output or _default_folder(options.device, chosen.quick)
-    print(report.terminal(result))
+    print(goals.terminal(result.rows) if chosen.goals else report.terminal(result))
     print()
     written = [folder / "result.json"]
     results.write(result, written[0])
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default=_default_device())
     add("--quick", action="store_true", help="less of everything: under a minute on two cores")
+    add("--goals", action="store_true", help="show the goals for a CPU, met or missed, alone")
     add("--sizes", nargs="+", type=_size, metavar="N", help="elements: 1000, 64Ki, 16Mi")
     add("--dtypes", nargs="+", choices=tuple(DTYPES))
     add("--work", nargs="+", choices=tuple(WORKS), default=list(WORKS))
@@ -144,6 +145,8 @@ def _options(chosen: argparse.Namespace) -> Options:
 
 def _sizes(chosen: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     every = CUDA_SIZES if chosen.device == "cuda" else CPU_SIZES
+    if chosen.goals:
+        every = tuple(sorted({size for goal in goals.GOALS for size in goal.sizes}))
     quick = QUICK_SIZES if chosen.quick else {}
     dtypes = _once(chosen.dtypes or quick or DTYPES)
     fallback = QUICK_SIZES["float32"] if chosen.quick else every

@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench import report, results
+from bench import goals, report, results
 from bench.results import COPY, OURS, Cell, Result, Row
 
 # One colour a peer in every picture (Okabe and Ito's set, told apart by the colour-blind too).
@@ -53,6 +53,7 @@ WIDEST_BAR = 0.3
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "speed": report.markdown_speed,
     "roofline": report.markdown_roofline,
+    "goals": goals.markdown,
 }
 FILTERS = ("device", "dtype", "work", "size", "threads", "clock", "cache", "peer")
 

@@ -18,7 +18,7 @@ for needed in ("matplotlib", "tabulate", "tqdm"):
     pytest.importorskip(needed)
 
 from bench import __main__ as command_line  # noqa: E402
-from bench import figures, report, results, runs, works  # noqa: E402
+from bench import figures, goals, report, results, runs, works  # noqa: E402
 from bench.peers import PEERS, FusedSigmoid, TorchEager  # noqa: E402
 from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread  # noqa: E402
 from bench.timing import Effort, Sampler, measure_pair, spread, wall_sampler  # noqa: E402
@@ -29,6 +29,23 @@ SMALL_RUN = [
     *("--rounds", "2", "--minimum-rounds", "1", "--sample-seconds", "1e-5"),
     "--no-progress",
 ]
+
+
+def test_goals_are_judged_by_the_median() -> None:
+    cell = replace(CELL, size=2**16)
+    rows = [
+        row("torch", ours=1.0, theirs=1.5, cell=cell),
+        row("torch", ours=1.0, theirs=1.49, cell=replace(cell, size=2**20)),
+        row("scipy", ours=1.0, theirs=9.0, cell=cell),
+        row("torch", ours=1.0, theirs=9.0, cell=replace(cell, device="cuda")),
+        row(COPY, ours=1.0, theirs=0.94, cell=replace(cell, size=2**24)),
+        row("torch", ours=1.0, theirs=0.92, cell=replace(cell, work="training", size=1)),
+    ]
+    table = goals.terminal(rows).splitlines()
+    verdicts = [line.split()[-1] for line in table[2:-1]]
+    assert verdicts == ["met", "missed", "missed", "met"]
+    assert table[-1] == "2 of 4 met"
+    assert len(goals.markdown(rows).splitlines()) == 6
 
 
 def steady(seconds_per_call: float) -> Sampler:
