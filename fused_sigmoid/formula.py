@@ -79,6 +79,8 @@ class Sigmoid(torch.autograd.Function):
     Composed, so that a compiled backward that computes σ(x) again shares its exponential, and since
     Dynamo differentiates the operations of ``forward`` inside the torch.func transforms."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(input: Tensor) -> Tensor:
         return composed_sigmoid(input)
@@ -95,6 +97,8 @@ class Sigmoid(torch.autograd.Function):
 
 class SigmoidWithDerivative(torch.autograd.Function):
     """The pair for torch.compile."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,8 +167,6 @@ class TransformableSigmoid(Sigmoid):
     """For torch.func transforms and forward-mode AD."""
 
     composed = staticmethod(composed_sigmoid)
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(input: Tensor) -> Tensor:
