@@ -18,7 +18,7 @@ for needed in ("matplotlib", "tabulate", "tqdm"):
     pytest.importorskip(needed)
 
 from bench import __main__ as command_line  # noqa: E402
-from bench import figures, goals, report, results, runs, works  # noqa: E402
+from bench import compatibility, figures, goals, report, results, runs, works  # noqa: E402
 from bench.peers import PEERS, FusedSigmoid, TorchEager  # noqa: E402
 from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread  # noqa: E402
 from bench.timing import Effort, Sampler, measure_pair, spread, wall_sampler  # noqa: E402
@@ -460,6 +460,12 @@ def test_a_bad_name_is_answered_with_the_accepted_ones(
         command_line.main(arguments)
     assert stopped.value.code == 2
     assert accepted in capsys.readouterr().err.partition("error:")[2]
+
+
+def test_page_of_releases_holds_the_committed_outcomes() -> None:
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    outcomes, page = docs / "figures/compatibility.json", docs / "compatibility.md"
+    assert compatibility.main([str(outcomes), "--write", str(page), "--check"]) == 0
 
 
 def test_pages_hold_the_committed_results() -> None:
