@@ -221,13 +221,13 @@ def _overridden(
 ) -> Any:
     """For active torch function modes, and arguments that override ``__torch_function__``."""
     relevant = (input, arguments.get("out"))
-    if any(map(_has_own_rules, relevant)):
+    if any(map(has_own_rules, relevant)):
         arguments.pop("saved", None)
         return torch_function(input, **arguments)
     return handle_torch_function(function, relevant, input, **arguments)
 
 
-def _has_own_rules(argument: Any) -> bool:
+def has_own_rules(argument: Any) -> bool:
     """Whether its type has a ``__torch_function__`` of its own. Such knows torch's functions, not
     ours; a type that inherits or disables it takes ours, and so do jagged tensors."""
     rules = getattr(type(argument), "__torch_function__", None)

@@ -3,12 +3,15 @@ every call inside a ``with`` block."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
+from torch.utils._contextlib import context_decorator
 
 from . import functional
 from .modules import FusedSigmoid
@@ -83,23 +86,62 @@ def _modules(model: nn.Module) -> list[nn.Module]:
     return list(model.modules())
 
 
+def _is_checkpointed(input: object) -> bool:
+    """Whether what is saved for the gradient of ``input`` goes to ``torch.utils.checkpoint``."""
+    if is_dynamo_compiling() or not isinstance(input, Tensor) or not input.requires_grad:
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
+
+
+# A checkpoint computes again, outside of the block, what was not saved: with torch's sigmoid,
+# whose output would then be taken for the input or the derivative that ours saves. It compares the
+# shapes of the two computations though, so one dimension more makes that an error.
+
+
+def _sigmoid(input: Tensor, **arguments: Any) -> Tensor:
+    if not arguments and _is_checkpointed(input):
+        return functional.sigmoid(input.unsqueeze(-1)).squeeze(-1)
+    return functional.sigmoid(input, **arguments)
+
+
+def _sigmoid_(input: Tensor) -> Tensor:
+    if _is_checkpointed(input):
+        functional.sigmoid_(input.unsqueeze(-1))
+        return input
+    return functional.sigmoid_(input)
+
+
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.sigmoid: functional.sigmoid,
-    torch.Tensor.sigmoid: functional.sigmoid,
-    torch.special.expit: functional.sigmoid,
-    torch.nn.functional.sigmoid: functional.sigmoid,
-    torch.sigmoid_: functional.sigmoid_,
-    torch.Tensor.sigmoid_: functional.sigmoid_,
+    torch.sigmoid: _sigmoid,
+    torch.Tensor.sigmoid: _sigmoid,
+    torch.special.expit: _sigmoid,
+    torch.nn.functional.sigmoid: _sigmoid,
+    torch.sigmoid_: _sigmoid_,
+    torch.Tensor.sigmoid_: _sigmoid_,
 }
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class override(TorchFunctionMode):  # noqa: N801 - used like a function
     """Inside ``with override():`` every sigmoid that Python code calls is the fused one.
 
     It catches ``torch.sigmoid``, ``Tensor.sigmoid``, ``Tensor.sigmoid_``, ``torch.sigmoid_``,
-    ``torch.nn.functional.sigmoid`` and ``torch.special.expit``, and with them ``nn.Sigmoid``;
-    not calls from C++ such as those inside ``nn.LSTM``. It holds for the current thread, nests,
-    and ends with the block; gradients of tensors computed inside stay exact outside.
+    ``torch.nn.functional.sigmoid`` and ``torch.special.expit``, however they were imported, and
+    with them ``nn.Sigmoid``; not calls from C++ such as those inside ``nn.LSTM``, nor from
+    TorchScript. In code compiled by ``torch.compile``, ``torch.sigmoid_`` and
+    ``torch.nn.functional.sigmoid`` stay torch's, since Dynamo does not show them to modes.
+
+    It nests, ends with the block, and as the decorator ``@override()`` holds while the function
+    (or a generator, between its yields) runs. Gradients of tensors computed inside stay exact
+    outside. As every mode of torch it belongs to the thread: another thread is not affected, but
+    the other tasks of an event loop are if the block holds an ``await``.
+
+    ``torch.utils.checkpoint`` leaves the block to compute again (pytorch#84864), and then raises a
+    ``CheckpointError`` rather than mix two sigmoids; with ``use_reentrant=True`` the gradient is
+    torch's. There, use :func:`replace_sigmoid`, decorate the checkpointed function, or pass
+    ``context_fn=lambda: (override(), override())``.
 
     >>> import torch, fused_sigmoid
     >>> x = torch.tensor([20.0], requires_grad=True)
@@ -109,6 +151,14 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
     tensor([2.0612e-09])
     """
 
+    def __call__(self, function: Function) -> Function:
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"override() cannot decorate {function.__qualname__}, a coroutine function: while "
+                "it awaits, the override would hold for the other tasks of the thread"
+            )
+        return context_decorator(lambda: self, function)
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -116,4 +166,7 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
+        # A type with rules of its own sees the function that was called.
+        if not (types and any(map(functional.has_own_rules, args))):
+            func = _REPLACEMENTS.get(func, func)
+        return func(*args, **(kwargs or {}))

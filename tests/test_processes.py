@@ -145,8 +145,60 @@ def distribute_tensors(rank: int) -> None:
             torch.testing.assert_close(gradient, wanted, rtol=tolerance, atol=0)
 
 
+def parallelize_layers(rank: int) -> None:
+    """Columns of one layer and rows of the next: the sigmoid between them works on shards."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.debug import CommDebugMode
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    batch = _batches()[0]
+    for local in (True, False):
+        model, alone = _model()[:3], _model()[:3]
+        plan = {"0": ColwiseParallel(use_local_output=local), "2": RowwiseParallel()}
+        parallelize_module(model, mesh, plan)
+        with CommDebugMode() as communication:
+            output = model(batch)
+            output.square().sum().backward()
+        assert communication.get_total_counts() == 1  # the sum over the rows, of torch
+        alone(batch).square().sum().backward()
+        torch.testing.assert_close(output, alone(batch))
+        for parameter, expected in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad.full_tensor(), expected.grad)
+
+
+def sum_partial_tensors(rank: int) -> None:
+    """The sigmoid of a sum is not the sum of sigmoids: torch sums first, and so do we."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    part = torch.tensor([-9.0, 0.5, 9.0])
+    exact = oracle.exact(WORLD * part)
+    for saved in ("auto", "derivative", "input"):
+        input = DTensor.from_local(part, mesh, [Partial()]).requires_grad_()
+        output = sigmoid(input, saved=saved)
+        output.sum().backward()
+        assert output.placements == torch.sigmoid(input).placements == (Replicate(),)
+        assert input.grad is not None
+        value, gradient = output.full_tensor().detach(), input.grad.full_tensor()
+        assert oracle.largest_error_in_ulp(value, oracle.value(exact)) < 3
+        assert oracle.largest_error_in_ulp(gradient, oracle.derivative(exact)) < 8
+
+
+def distribute_layers_and_sums(rank: int) -> None:
+    parallelize_layers(rank)
+    sum_partial_tensors(rank)
+
+
 @pytest.mark.parametrize(
-    "work", [train_data_parallel, train_fully_sharded, distribute_tensors], ids=lambda f: f.__name__
+    "work",
+    [train_data_parallel, train_fully_sharded, distribute_tensors, distribute_layers_and_sums],
+    ids=lambda f: f.__name__,
 )
 def test_ranks(work: Callable[[int], None], tmp_path: Path) -> None:
     _run_ranks(work.__name__, tmp_path)

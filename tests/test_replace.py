@@ -3,12 +3,14 @@ by module or for every call inside a block."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ import oracle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import sigmoid as imported_by_name
+from torch.utils.checkpoint import CheckpointError, checkpoint
+from torch.utils.data import DataLoader, Dataset
 
 import fused_sigmoid
 from fused_sigmoid import FusedSigmoid, override, replace_sigmoid, restore_sigmoid
@@ -179,6 +184,24 @@ def test_hooks_and_flags_are_kept() -> None:
     assert calls == ["pre", "forward", "backward"] * 2
 
 
+def test_handles_of_hooks_stay_good() -> None:
+    module, calls = nn.Sigmoid(), []
+    handles = [
+        module.register_forward_hook(lambda *_: calls.append("forward")),
+        module.register_full_backward_pre_hook(lambda *_: calls.append("backward")),
+        module.register_state_dict_pre_hook(lambda *_: calls.append("state")),
+        module.register_load_state_dict_post_hook(lambda *_: calls.append("load")),
+    ]
+    replace_sigmoid(module)
+    for remaining in range(len(handles), -1, -1):
+        module(torch.zeros(1, requires_grad=True)).backward()
+        module.load_state_dict(module.state_dict())
+        assert calls == ["forward", "backward", "state", "load"][len(handles) - remaining :]
+        calls.clear()
+        if remaining:
+            handles[-remaining].remove()
+
+
 def test_state_dict_goes_both_ways() -> None:
     plain, fused = Gate(nn.Sigmoid()), Gate(FusedSigmoid("derivative"))
     fused.load_state_dict(plain.state_dict(), strict=True)
@@ -305,6 +328,16 @@ def test_copies_keep_saved(
     assert is_exact(gradient_of(twin)) == (saved != "output")
 
 
+def test_loads_with_weights_only() -> None:
+    file = io.BytesIO()
+    torch.save(nn.Sequential(FusedSigmoid("derivative")), file)
+    with torch.serialization.safe_globals([nn.Sequential, FusedSigmoid]):
+        file.seek(0)
+        (module,) = torch.load(file, weights_only=True)
+    assert type(module) is FusedSigmoid
+    assert module.saved == "derivative"
+
+
 @pytest.mark.parametrize("saved", SAVED)
 def test_saved_holds_on_every_route(saved: str) -> None:
     module = FusedSigmoid(saved)
@@ -336,6 +369,7 @@ def test_saved_decides_what_is_kept(saved: str) -> None:
 
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "torch.sigmoid": torch.sigmoid,
+    "torch.sigmoid imported by name": imported_by_name,
     "torch.sigmoid with a keyword": lambda x: torch.sigmoid(input=x),
     "Tensor.sigmoid": lambda x: x.sigmoid(),
     "torch.sigmoid_": lambda x: torch.sigmoid_(x * 1),
@@ -462,3 +496,221 @@ def test_override_with_transforms() -> None:
     with override():
         gradient = torch.func.vmap(torch.func.grad(torch.sigmoid))(X)
     assert is_exact(gradient)
+
+
+def test_override_leaves_no_trace() -> None:
+    names = [
+        (torch, "sigmoid"),
+        (torch, "sigmoid_"),
+        (Tensor, "sigmoid"),
+        (Tensor, "sigmoid_"),
+        (nn.functional, "sigmoid"),
+        (torch.special, "expit"),
+        (nn.Sigmoid, "forward"),
+    ]
+    before = [getattr(*name) for name in names]
+    with override():
+        gradient_of(torch.sigmoid)
+        assert all(getattr(*name) is old for name, old in zip(names, before, strict=True))
+    assert all(getattr(*name) is old for name, old in zip(names, before, strict=True))
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_threads_with_blocks_of_their_own() -> None:
+    """The blocks begin and end in turn; each thread sees its own alone."""
+    in_turn = threading.Barrier(2, timeout=60)
+
+    def work(first: bool) -> list[bool]:
+        seen = []
+        block = contextlib.ExitStack()
+        for step in range(4):
+            if step == (0 if first else 1):
+                block.enter_context(override())
+            if step == (2 if first else 3):
+                block.close()
+            in_turn.wait()
+            seen.append(is_exact(gradient_of(torch.sigmoid)))
+            in_turn.wait()
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, [True, False])) == [
+            [True, True, False, False],
+            [False, True, True, False],
+        ]
+
+
+class Gradients(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Tensor:
+        return gradient_of(torch.sigmoid)
+
+
+def test_override_holds_in_forked_workers() -> None:
+    loader = DataLoader(
+        Gradients(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    with override():
+        assert [is_exact(gradient) for gradient in loader] == [True, True]
+    assert [is_exact(gradient) for gradient in loader] == [False, False]
+
+
+class Recorder(Tensor):
+    """A type with rules of its own, which go by the function that was called."""
+
+    called: list[Any] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        cls.called.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.sigmoid, Tensor.sigmoid, torch.special.expit, torch.sigmoid_, Tensor.sigmoid_],
+    ids=["torch.sigmoid", "Tensor.sigmoid", "expit", "torch.sigmoid_", "Tensor.sigmoid_"],
+)
+def test_types_with_rules_see_what_was_called(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.zeros(2).as_subclass(Recorder)
+    Recorder.called.clear()
+    with override():
+        function(x)
+    assert Recorder.called[-1] == function
+
+
+# override as a decorator
+
+
+@override()
+def decorated(x: Tensor) -> Tensor:
+    """What it says."""
+    return torch.sigmoid(x)
+
+
+def test_decorated_function() -> None:
+    assert is_exact(gradient_of(decorated))
+    assert not is_exact(gradient_of(torch.sigmoid))
+    assert (decorated.__name__, decorated.__doc__) == ("decorated", "What it says.")
+    with pytest.raises(TypeError, match="must be Tensor, not float"):
+        decorated(1.0)  # type: ignore[arg-type]
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_decorated_generator_does_not_hold_between_yields() -> None:
+    @override()
+    def gradients() -> Iterator[Tensor]:
+        yield gradient_of(torch.sigmoid)
+        yield gradient_of(torch.sigmoid)
+
+    for gradient in gradients():
+        assert is_exact(gradient)
+        assert not is_exact(gradient_of(torch.sigmoid))
+
+
+def test_coroutines_are_not_decorated() -> None:
+    async def coroutine() -> None: ...
+
+    async def generator() -> AsyncIterator[None]:
+        yield
+
+    for function in (coroutine, generator):
+        with pytest.raises(TypeError, match=f"cannot decorate .*{function.__name__}, a coroutine"):
+            override()(function)
+
+
+@pytest.mark.parametrize("compiled_outside", [True, False])
+def test_decorated_and_compiled(compiled_outside: bool) -> None:
+    torch._dynamo.reset()
+    compiler = torch.compile(backend="aot_eager", fullgraph=True)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.sigmoid(x * 1)
+
+    both = compiler(override()(function)) if compiled_outside else override()(compiler(function))
+    assert is_exact(gradient_of(both))
+    torch._dynamo.reset()
+
+
+@pytest.mark.xfail(strict=True, reason="Dynamo hides these from modes: pytorch#133137")
+@pytest.mark.parametrize("name", ["torch.sigmoid_", "torch.nn.functional.sigmoid"])
+def test_override_of_what_dynamo_hides(name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS[name], backend="aot_eager", fullgraph=True)
+    with override():
+        assert is_exact(gradient_of(compiled))
+
+
+# override and torch.utils.checkpoint, which computes again outside of the block (pytorch#84864)
+
+CHECKPOINTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "out of place": lambda x: torch.sigmoid(x * 1) * 1,
+    "in place": lambda x: (x * 1).sigmoid_() * 1,
+    "halfway in a model": nn.Sequential(nn.Identity(), nn.Sigmoid(), nn.Identity()),
+}
+every_checkpointed = pytest.mark.parametrize("name", CHECKPOINTED)
+
+
+def _checkpointed(function: Callable[[Tensor], Tensor], **arguments: Any) -> Tensor:
+    return gradient_of(lambda x: checkpoint(function, x, use_reentrant=False, **arguments))
+
+
+@every_checkpointed
+def test_two_sigmoids_are_not_mixed(name: str) -> None:
+    """An error, where the output of one would be taken for the input of the other."""
+    with override(), pytest.raises(CheckpointError):
+        _checkpointed(CHECKPOINTED[name])
+    with override():
+        value = checkpoint(CHECKPOINTED[name], X.clone().requires_grad_(), use_reentrant=False)
+    with pytest.raises(CheckpointError):
+        value.sum().backward()
+    with pytest.raises(CheckpointError):
+        _checkpointed(CHECKPOINTED[name], context_fn=lambda: (contextlib.nullcontext(), override()))
+
+
+@every_checkpointed
+def test_override_of_both_computations(name: str) -> None:
+    function = CHECKPOINTED[name]
+    assert not is_exact(_checkpointed(function))
+    assert is_exact(_checkpointed(function, context_fn=lambda: (override(), override())))
+    assert is_exact(_checkpointed(override()(lambda x: function(x))))
+    with override():
+        assert is_exact(_checkpointed(override()(lambda x: function(x))))
+        same = contextlib.nullcontext
+        assert is_exact(_checkpointed(function, context_fn=lambda: (same(), override())))
+
+
+def test_reentrant_checkpoint_has_torchs_gradient() -> None:
+    with override():
+        gradient = gradient_of(lambda x: checkpoint(torch.sigmoid, x * 1, use_reentrant=True))
+    assert torch.equal(gradient, gradient_of(torch.sigmoid))
+
+
+def test_values_in_a_checkpoint_keep_their_kind() -> None:
+    kinds = [
+        torch.randn(()),
+        torch.randn(0, 3),
+        torch.randn(4, 3).t(),
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.randn(3).as_subclass(nn.Buffer),
+        torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(1, 3)], layout=torch.jagged),
+    ]
+    kinds = [kind.requires_grad_() for kind in kinds]
+
+    def check(x: Tensor) -> Tensor:
+        for kind in kinds:
+            changed = kind.clone()
+            assert changed.sigmoid_() is changed
+            for value in (torch.sigmoid(kind), changed):
+                assert type(value) is type(kind * 1)
+                assert (value.shape, value.stride()) == (kind.shape, kind.stride())
+                with torch._C.DisableTorchFunction():
+                    torch.testing.assert_close(value, torch.sigmoid(kind))
+        return x * 1
+
+    with override():
+        checkpoint(check, X.clone().requires_grad_(), use_reentrant=False).sum().backward()
