@@ -46,6 +46,7 @@ MACHINE ?= $(shell $(BIN)/python -c 'import torch; from bench import machine; \
 	print(machine.folder_name("cuda" if torch.cuda.is_available() else "cpu"))')
 check-full: build ## measure the errors of every kernel, for all 2^32 numbers of float32
 	$(BIN)/python -m fused_sigmoid check --full --json bench/results/$(MACHINE)/check.json
+	$(BIN)/python -m bench.error_budget --output docs/figures/error_budget.json
 
 lint: build ## ruff, mypy, clang-format
 	$(BIN)/ruff check
@@ -66,7 +67,6 @@ CHECKS := $(wildcard bench/results/*/check.json)
 figures: build ## draw the pictures and fill the tables of README and docs from committed results
 	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
 	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md
-	$(BIN)/python -m bench.error_budget --output docs/figures/error_budget.json
 	$(BIN)/python -m bench.numerics $(CHECKS) --budget docs/figures/error_budget.json --write docs/numerics.md
 
 clean: ## remove .venv and everything that was built

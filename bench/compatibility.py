@@ -16,9 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.figures import BadBlockError, fill_blocks
-
-NAME = "tested releases"
+from bench.figures import fill_named, write_pages
 
 
 def table(document: dict[str, Any]) -> str:
@@ -52,22 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--check", action="store_true", help="write nothing; exit 1 if --write would change it")
     chosen = parser.parse_args(arguments)
     document = json.loads(chosen.outcomes.read_text(encoding="utf-8"))
-
-    def named(name: str) -> str:
-        if name != NAME:
-            raise BadBlockError(f"figures:begin {name}: no such table; accepted is {NAME}")
-        return table(document)
-
-    text = chosen.write.read_text(encoding="utf-8")
-    filled = fill_blocks(text, named)
-    if filled == text:
-        return 0
-    if chosen.check:
-        print(f"{chosen.write} is stale; run python -m bench.compatibility without --check")
-        return 1
-    chosen.write.write_text(filled, encoding="utf-8")
-    print(f"wrote {chosen.write}")
-    return 0
+    page = chosen.write.read_text(encoding="utf-8")
+    filled = fill_named(page, {"tested releases": lambda: table(document)})
+    return write_pages({chosen.write: filled}, chosen.check, "bench.compatibility")
 
 
 if __name__ == "__main__":

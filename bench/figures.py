@@ -17,7 +17,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,31 @@ def fill_blocks(text: str, table: Callable[[str], str]) -> str:
     return filled
 
 
+def fill_named(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The Markdown with the table that each marked block names in full."""
+
+    def table(name: str) -> str:
+        if name not in tables:
+            accepted = ", ".join(tables)
+            raise BadBlockError(f"figures:begin {name}: no such table; accepted are {accepted}")
+        return tables[name]()
+
+    return fill_blocks(text, table)
+
+
+def write_pages(filled: Mapping[Path, str], check: bool, module: str) -> int:
+    """Writes the pages that differ and returns 0; with ``check`` it only names them on stderr, and
+    returns 1 if there are any."""
+    stale = [path for path, text in filled.items() if path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if check:
+            print(f"{path} is stale; run python -m {module} with --write", file=sys.stderr)
+        else:
+            path.write_text(filled[path], encoding="utf-8")
+            print(f"wrote {path}")
+    return 1 if check and stale else 0
+
+
 def _table(name: str, found: Sequence[Result]) -> str:
     kind, *words = name.split()
     if kind == "machine":
@@ -295,23 +320,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("nothing to do: give --output FOLDER, --write FILE.md or both")
     try:
         found = [results.read(path) for path in chosen.results]
-        pages = {path: path.read_text(encoding="utf-8") for path in chosen.write or ()}
-        filled = {path: fill(text, found) for path, text in pages.items()}
+        pages = chosen.write or ()
+        filled = {path: fill(path.read_text(encoding="utf-8"), found) for path in pages}
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
-    stale = [path for path, text in pages.items() if filled[path] != text]
-    if chosen.check:
-        for path in stale:
-            print(f"{path} is stale; run python -m bench.figures with --write", file=sys.stderr)
-        return 1 if stale else 0
-    for path in stale:
-        path.write_text(filled[path], encoding="utf-8")
-        print(f"wrote {path}")
-    if chosen.output:
+    status = write_pages(filled, chosen.check, "bench.figures")
+    if chosen.output and not chosen.check:
         for path in draw(found, chosen.output):
             print(f"wrote {path}")
-    return 0
+    return status
 
 
 if __name__ == "__main__":

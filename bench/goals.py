@@ -54,14 +54,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def terminal(rows: Sequence[Row]) -> str:
-    found = _table(rows, "simple")
-    judged = [_met(row, goal) for goal in GOALS for row in _about(rows, goal)]
-    return f"{found}\n{sum(judged)} of {len(judged)} met"
+    judged = [_met(row, goal) for goal, row in _pairs(rows)]
+    return f"{_table(rows, 'simple')}\n{sum(judged)} of {len(judged)} met"
 
 
-def _about(rows: Sequence[Row], goal: Goal) -> list[Row]:
+def _pairs(rows: Sequence[Row]) -> list[tuple[Goal, Row]]:
     return [
-        row
+        (goal, row)
+        for goal in GOALS
         for row in rows
         if row.cell.device == "cpu"
         and (row.cell.work, row.peer) == (goal.work, goal.peer)
@@ -86,8 +86,7 @@ def _table(rows: Sequence[Row], form: str) -> str:
             ratio_text(row.ratio),
             "met" if _met(row, goal) else "missed",
         )
-        for goal in GOALS
-        for row in _about(rows, goal)
+        for goal, row in _pairs(rows)
     ]
     head = ("work", "dtype", "size", "threads", "peer", "goal", "peer / ours", "verdict")
     aligned = ("left", "left", "right", "left", "left", "right", "right", "left")

@@ -17,7 +17,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.figures import BadBlockError, fill_blocks
+from bench.figures import fill_named, write_pages
 
 Check = dict[str, Any]
 COUNTS = ("misrounded", "zeroed", "decreasing")
@@ -143,24 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "checked second derivatives": lambda: second_derivatives(checks),
         "error budget": lambda: budget(terms),
     }
-
-    def table(name: str) -> str:
-        if name not in tables:
-            raise BadBlockError(
-                f"figures:begin {name}: no such table; accepted are {', '.join(tables)}"
-            )
-        return tables[name]()
-
-    text = chosen.write.read_text(encoding="utf-8")
-    filled = fill_blocks(text, table)
-    if filled == text:
-        return 0
-    if chosen.check:
-        print(f"{chosen.write} is stale; run python -m bench.numerics without --check")
-        return 1
-    chosen.write.write_text(filled, encoding="utf-8")
-    print(f"wrote {chosen.write}")
-    return 0
+    filled = fill_named(chosen.write.read_text(encoding="utf-8"), tables)
+    return write_pages({chosen.write: filled}, chosen.check, "bench.numerics")
 
 
 if __name__ == "__main__":

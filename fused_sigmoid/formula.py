@@ -79,6 +79,8 @@ class Sigmoid(torch.autograd.Function):
     Composed, so that a compiled backward that computes σ(x) again shares its exponential, and since
     Dynamo differentiates the operations of ``forward`` inside the torch.func transforms."""
 
+    plain = staticmethod(sigmoid)
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -97,6 +99,8 @@ class Sigmoid(torch.autograd.Function):
 
 class SigmoidWithDerivative(torch.autograd.Function):
     """The pair for torch.compile."""
+
+    plain = staticmethod(sigmoid_with_derivative)
 
     generate_vmap_rule = True
 
@@ -160,7 +164,10 @@ def composed_sigmoid(input: Tensor) -> Tensor:
 
 
 def composed_sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
-    return composed_sigmoid(input), _narrowed(_derivative(input), input)
+    wide = _widened(input)
+    t = _smaller(wide)
+    value = torch.where(wide < 0, t, 1 - t)
+    return _narrowed(value, input), _narrowed(t - t * t, input)
 
 
 class TransformableSigmoid(Sigmoid):

@@ -90,7 +90,7 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
         return _torch(torch.sigmoid, input, out=out)
     if saved == "output" or not _has_formula(input):
         return _torch(torch.sigmoid, input)
-    return _formula(formula.sigmoid, formula.Sigmoid, formula.TransformableSigmoid, input)
+    return _formula(formula.Sigmoid, formula.TransformableSigmoid, input)
 
 
 def sigmoid_(input: Tensor) -> Tensor:
@@ -115,10 +115,7 @@ def sigmoid_(input: Tensor) -> Tensor:
     if not _has_formula(input):
         return _torch(torch.sigmoid_, input)
     # Of a copy: the Function keeps what it reads, and the input is overwritten.
-    copy = input.clone()
-    return input.copy_(
-        _formula(formula.sigmoid, formula.Sigmoid, formula.TransformableSigmoid, copy)
-    )
+    return input.copy_(_formula(formula.Sigmoid, formula.TransformableSigmoid, input.clone()))
 
 
 def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,10 +145,7 @@ def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
     if not _has_formula(input):
         return _torch(_torch_pair, input)
     return _formula(
-        formula.sigmoid_with_derivative,
-        formula.SigmoidWithDerivative,
-        formula.TransformableSigmoidWithDerivative,
-        input,
+        formula.SigmoidWithDerivative, formula.TransformableSigmoidWithDerivative, input
     )
 
 
@@ -175,12 +169,12 @@ def _has_formula(input: Tensor) -> bool:
     return input.layout == torch.jagged or (input.layout == torch.strided and not input.is_nested)
 
 
-def _formula(plain: Any, compiled: Any, transformable: Any, input: Tensor) -> Any:
+def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
     # Exported and traced graphs are for inference, and other tools read them: ATen alone.
     if is_exporting() if is_compiling() else torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return plain(input)
+        return compiled.plain(input)
     if is_compiling():
-        return compiled.apply(input) if torch.is_grad_enabled() else plain(input)
+        return compiled.apply(input) if torch.is_grad_enabled() else compiled.plain(input)
     if _needs_composition():
         return transformable.composed(input)
     return transformable.apply(input)

@@ -1,8 +1,10 @@
 """What the tests take for true: the sigmoid and its derivatives in NumPy's long double, correctly
-rounded to a tensor's dtype, and distances in units of the last place. Depends on NumPy and torch;
-on nothing of the package under test."""
+rounded to a tensor's dtype, distances in units of the last place, and in what a result has to be
+like torch's. Depends on NumPy and torch; on nothing of the package under test."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,3 +124,20 @@ def both_tails(count: int, dtype: torch.dtype) -> Tensor:
     far = (torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1) * reach
     take_far = torch.rand(count, generator=generator) < 0.3
     return torch.where(take_far, far, near).to(dtype)
+
+
+def description(tensor: Tensor) -> tuple[Any, ...]:
+    """All but the numbers in which a result has to be like torch's."""
+    strides = tensor.stride() if tensor.layout == torch.strided else None
+    return (
+        type(tensor),
+        tensor.dtype,
+        tensor.shape,
+        strides,
+        tensor.layout,
+        tensor.device,
+        tensor.requires_grad,
+        tensor.is_conj(),
+        tensor.is_neg(),
+        tensor.is_quantized,
+    )

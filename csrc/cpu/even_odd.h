@@ -10,7 +10,6 @@ namespace fused_sigmoid {
 
 template <class Float>
 struct EvenOdd {
-  using Scalar = float;
   static constexpr int64_t size = 2 * Float::size;
   static constexpr int registers = 2;
   Float even, odd;

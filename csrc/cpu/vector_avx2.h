@@ -11,7 +11,6 @@
 namespace fused_sigmoid::avx2 {
 
 struct Double {
-  using Scalar = double;
   static constexpr int64_t size = 4;
   static constexpr int registers = 1;
   __m256d v;
@@ -44,7 +43,6 @@ struct Double {
 };
 
 struct Float {
-  using Scalar = float;
   static constexpr int64_t size = 8;
   static constexpr int registers = 1;
   __m256 v;

@@ -11,7 +11,6 @@
 namespace fused_sigmoid::avx512 {
 
 struct Double {
-  using Scalar = double;
   static constexpr int64_t size = 8;
   static constexpr int registers = 1;
   __m512d v;
@@ -46,7 +45,6 @@ struct Double {
 };
 
 struct Float {
-  using Scalar = float;
   static constexpr int64_t size = 16;
   static constexpr int registers = 1;
   __m512 v;
