@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix dist check-full lint format bench figures clean
+.PHONY: help build demo test test-matrix dist check-full lint format bench goals sweep figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -62,7 +62,13 @@ format: build ## format Python and C++
 bench: build ## the full benchmark of this machine's devices
 	$(BIN)/python -m bench
 
-RESULTS := $(filter-out bench/results/quick/%,$(wildcard bench/results/*/result.json))
+goals: build ## the rows that have a goal on a CPU, met or missed
+	$(BIN)/python -m bench --goals
+
+sweep: build ## never slower than torch? all sizes, dtypes and layouts; half an hour
+	$(BIN)/python -m bench --sweep --time-limit 1800
+
+RESULTS := $(filter-out bench/results/quick/%,$(sort $(foreach name,result goals sweep,$(wildcard bench/results/*/$(name).json))))
 CHECKS := $(wildcard bench/results/*/check.json)
 figures: build ## draw the pictures and fill the tables of README and docs from committed results
 	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md

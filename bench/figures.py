@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench import goals, report, results
+from bench import goals, report, results, sweep
 from bench.results import COPY, OURS, Cell, Result, Row
 
 # One colour a peer in every picture (Okabe and Ito's set, told apart by the colour-blind too).
@@ -54,8 +54,11 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "speed": report.markdown_speed,
     "roofline": report.markdown_roofline,
     "goals": goals.markdown,
+    "sweep": sweep.markdown,
 }
-FILTERS = ("device", "dtype", "work", "size", "threads", "clock", "cache", "peer")
+FILTERS = (
+    *("device", "dtype", "work", "size", "threads", "clock", "cache", "layout", "saved", "peer"),
+)
 
 BLOCK = re.compile(
     r"(?P<begin><!-- figures:begin (?P<name>.+?) -->\n)(?P<body>.*?)(?P<end><!-- figures:end)",
@@ -293,10 +296,18 @@ def _table(name: str, found: Sequence[Result]) -> str:
                 f" accepted are {', '.join(f'{key}=VALUE[,VALUE]' for key in FILTERS)}"
             )
         wanted[key] = set(values.split(","))
-    rows = [row for result in found for row in result.rows if _matches(row, wanted)]
+    rows = [row for result in _told_by(kind, found) for row in result.rows if _matches(row, wanted)]
     if not rows:
         raise BadBlockError(f"figures:begin {name}: no row of the results matches")
     return TABLES[kind](rows)
+
+
+def _told_by(table: str, found: Sequence[Result]) -> list[Result]:
+    """The results of the run made for a table; goals can be read off any, where there is none."""
+    own = [result for result in found if result.kind == table]
+    if own or table == "sweep":
+        return own
+    return [result for result in found if result.kind == "bench"]
 
 
 def _matches(row: Row, wanted: dict[str, set[str]]) -> bool:

@@ -1,4 +1,5 @@
-"""What the kernels are to reach on a CPU, and whether a result reached it.
+"""What the kernels are to reach on a CPU, the rows to measure for it, and whether a result reached
+it.
 
 Depends on results, and on report's texts; measures nothing.
 """
@@ -7,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from tabulate import tabulate
 
 from bench.report import ratio_text, size_text, threads_text
-from bench.results import COPY, Row
+from bench.results import COPY, Cell, Row, Task
 
 HALVES = ("bfloat16", "float16")
+EVERY_DTYPE = ("float32", *HALVES, "float64")
 KI, MI = 2**10, 2**20
 
 
@@ -26,6 +29,16 @@ class Goal:
     sizes: tuple[int, ...]
     peer: str
     ratio: float
+    layout: str = "contiguous"
+
+
+def _laid_out(layout: str, ratio: float) -> tuple[Goal, ...]:
+    """At the size of a layer's activations all dtypes; float32 also where threads matter."""
+    return tuple(
+        Goal(work, dtypes, (size,), "torch", ratio, layout)
+        for work in ("forward", "training")
+        for dtypes, size in ((EVERY_DTYPE, 64 * KI), (("float32",), MI))
+    )
 
 
 # One element may take 1.10 of nn.Sigmoid's time; everything else is to be faster by something.
@@ -45,7 +58,25 @@ GOALS = (
     Goal("training", ("float64",), (64 * KI,), "torch", 1.0),
     Goal("forward-fresh", ("float32",), (1,), "torch", LATENCY),
     Goal("training", ("float32",), (1,), "torch", LATENCY),
+    Goal("forward", ("float32", *HALVES), (64 * KI, MI), "torch+avx2", 1.2),
+    Goal("pair", ("float32", *HALVES), (64 * KI, MI), "torch+avx2", 1.2),
+    *_laid_out("channels_last", 1.3),
+    *_laid_out("transposed", 1.0),
+    *_laid_out("chunk", 1.0),
+    *_laid_out("slice", 1.0),
 )
+
+
+def plan(threads: Sequence[int]) -> list[Task]:
+    """Every row that a goal is about, and the copy beside it; nothing else."""
+    peers: dict[Cell, list[str]] = {}
+    for count, goal in product(threads, GOALS):
+        for dtype, size in product(goal.dtypes, goal.sizes):
+            cell = Cell("cpu", dtype, goal.work, size, count, "wall", "warm", goal.layout)
+            names = peers.setdefault(cell, [COPY])
+            if goal.peer not in names:
+                names.append(goal.peer)
+    return [Task(cell, tuple(names)) for cell, names in peers.items()]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -65,6 +96,7 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[Goal, Row]]:
         for row in rows
         if row.cell.device == "cpu"
         and (row.cell.work, row.peer) == (goal.work, goal.peer)
+        and row.cell.layout == goal.layout
         and row.cell.dtype in goal.dtypes
         and row.cell.size in goal.sizes
     ]
@@ -78,6 +110,7 @@ def _table(rows: Sequence[Row], form: str) -> str:
     lines = [
         (
             goal.work,
+            goal.layout,
             row.cell.dtype,
             size_text(row.cell.size),
             threads_text(row.cell.threads),
@@ -88,6 +121,6 @@ def _table(rows: Sequence[Row], form: str) -> str:
         )
         for goal, row in _pairs(rows)
     ]
-    head = ("work", "dtype", "size", "threads", "peer", "goal", "peer / ours", "verdict")
-    aligned = ("left", "left", "right", "left", "left", "right", "right", "left")
+    head = ("work", "layout", "dtype", "size", "threads", "peer", "goal", "peer / ours", "verdict")
+    aligned = ("left",) * 3 + ("right", "left", "left", "right", "right", "left")
     return tabulate(lines, headers=head, tablefmt=form, colalign=aligned, disable_numparse=True)

@@ -20,6 +20,7 @@ from fused_sigmoid._machine import cpu_model, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+MEMORY = Path("/proc/meminfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 PACKAGES = (
@@ -92,6 +93,16 @@ def huge_pages() -> str | None:
     except OSError:
         return None
     return chosen[1] if chosen else None
+
+
+def free_memory() -> int | None:
+    """Bytes that can be had without swapping, or None where the system does not say."""
+    try:
+        text = MEMORY.read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def commit() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Who is timed: fused_sigmoid, the copy that is its limit, and the peers it is compared with.
 
 One class a peer: whether it can do a cell, and the call that does it. A peer's package is imported
-only when it is asked for. Depends on works for the buffers and on results for the cell.
+only when it is asked for. Depends on works for the buffers, on results for the cell, on machine
+for what runs here.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from bench import machine
 from bench.results import COPY, OURS, Cell
 from bench.timing import Call
 from bench.works import DTYPES, Buffers
@@ -48,6 +50,10 @@ class Peer:
         if cell.work not in works:
             raise CannotRunError(f"has no {cell.work}")
 
+    def require_contiguous(self, cell: Cell) -> None:
+        if cell.layout != "contiguous":
+            raise CannotRunError("is compared on contiguous inputs alone")
+
 
 class FusedSigmoid(Peer):
     name = OURS
@@ -59,7 +65,7 @@ class FusedSigmoid(Peer):
             return lambda buffers: partial(fused_sigmoid.sigmoid, buffers.input, out=buffers.value)
         if cell.work == "pair":
             return lambda buffers: partial(fused_sigmoid.sigmoid_with_derivative, buffers.input)
-        return _bind_module(fused_sigmoid.FusedSigmoid(), cell.work)
+        return _bind_module(fused_sigmoid.FusedSigmoid(saved=cell.saved), cell.work)
 
 
 class FusedSigmoidSaving(Peer):
@@ -135,6 +141,7 @@ class OnnxRuntime(Peer):
 
     def prepare(self, cell: Cell) -> Bind:
         self.require(cell, ("cpu",), ("forward", "forward-fresh"))
+        self.require_contiguous(cell)
         if DTYPES[cell.dtype] == torch.bfloat16:
             raise CannotRunError("its CPU provider has no bfloat16 Sigmoid, NumPy no bfloat16")
         session = _onnx_session(cell)
@@ -168,6 +175,7 @@ class Scipy(Peer):
 
     def prepare(self, cell: Cell) -> Bind:
         self.require(cell, ("cpu",), ("forward", "forward-fresh"))
+        self.require_contiguous(cell)
         if cell.threads > 1:
             raise CannotRunError("scipy.special.expit runs on one thread")
         from scipy.special import expit
@@ -179,16 +187,51 @@ class Scipy(Peer):
         return lambda buffers: partial(expit, buffers.input.numpy())
 
 
-class TorchHugePages(Peer):
-    """torch under THP_MEM_ALLOC_ENABLE=1. It is read at process start: see bench.runs."""
+class OwnProcess(Peer):
+    """torch, and ours beside it, in a process with settings that are read at its start: bench.runs
+    starts it."""
 
-    name = "torch+thp"
-    variable = "THP_MEM_ALLOC_ENABLE"
-    # Below this size torch's allocator does not ask for huge pages.
-    smallest_bytes = 2 * 1024**2
+    environment: ClassVar[dict[str, str]]
+
+    def refusal(self, cell: Cell) -> str | None:
+        """Why a process for this cell would be no use."""
+        raise NotImplementedError
 
     def prepare(self, cell: Cell) -> Bind:
         raise CannotRunError("is measured in a process of its own")
+
+
+class TorchHugePages(OwnProcess):
+    name = "torch+thp"
+    environment: ClassVar[dict[str, str]] = {"THP_MEM_ALLOC_ENABLE": "1"}
+    # Below this size torch's allocator does not ask for huge pages.
+    smallest_bytes = 2 * 1024**2
+
+    def refusal(self, cell: Cell) -> str | None:
+        fresh = cell.work != "forward"
+        output = cell.size * DTYPES[cell.dtype].itemsize
+        if cell.device != "cpu" or not fresh or output < self.smallest_bytes:
+            return "huge pages are for fresh CPU outputs of 2 MiB and more"
+        if machine.huge_pages() in (None, "never"):
+            return "transparent huge pages are not to be had on this system"
+        return None
+
+
+class TorchAvx2(OwnProcess):
+    """Both without AVX-512: what a CPU that lacks it would run."""
+
+    name = "torch+avx2"
+    environment: ClassVar[dict[str, str]] = {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "FUSED_SIGMOID_CPU": "avx2",
+    }
+
+    def refusal(self, cell: Cell) -> str | None:
+        from fused_sigmoid._extension import extension
+
+        if cell.device != "cpu" or "avx2" not in extension.instruction_sets():
+            return "this device runs no AVX2"
+        return None
 
 
 # Order of the columns and of measuring; those that compile come last as they take longest.
@@ -200,13 +243,16 @@ PEERS: dict[str, Peer] = {
         Scipy(),
         FlagGems(),
         TorchHugePages(),
+        TorchAvx2(),
         TorchCompile(),
         FusedSigmoidSaving("derivative"),
         FusedSigmoidSaving("input"),
         FusedSigmoidSaving("output"),
     )
 }
-DEFAULT_PEERS = tuple(name for name in PEERS if not name.startswith("saved="))
+DEFAULT_PEERS = tuple(
+    name for name in PEERS if not name.startswith("saved=") and name != TorchAvx2.name
+)
 
 
 def _bind_module(module: Callable[[torch.Tensor], torch.Tensor], work: str) -> Bind:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.results import COPY, OURS, Result, Row, Skip, Spread
+from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread
 
 PREFIXES = ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
 
@@ -37,6 +37,19 @@ def ratio_text(ratio: Spread) -> str:
 
 def threads_text(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def cell_text(cell: Cell) -> str:
+    """All that tells a cell from its neighbours, short."""
+    place = threads_text(cell.threads) if cell.device == "cpu" else f"{cell.clock} clock"
+    parts = [cell.dtype, work_text(cell), f"of {size_text(cell.size)}"]
+    if cell.layout != "contiguous":
+        parts.insert(2, cell.layout)
+    return f"{' '.join(parts)}, {place}"
+
+
+def work_text(cell: Cell) -> str:
+    return cell.work if cell.saved == "auto" else f"{cell.work} saved={cell.saved}"
 
 
 def terminal(result: Result) -> str:

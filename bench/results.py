@@ -1,14 +1,15 @@
-"""What a run found, and its JSON file: rows, skips, machine, command.
+"""What a run found, and its JSON and CSV files: rows, skips, machine, command.
 
 Depends on the standard library only, so that figures can be drawn where torch is not.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SCHEMA = 1
 OURS = "fused_sigmoid"
@@ -28,6 +29,8 @@ class Spread:
 class Cell:
     """One point of the grid. ``clock`` is wall (host time) or device (graph or events)."""
 
+    # The fields with a default came later than files that are still read.
+
     device: str
     dtype: str
     work: str
@@ -35,6 +38,15 @@ class Cell:
     threads: int
     clock: str
     cache: str
+    layout: str = "contiguous"
+    saved: str = "auto"
+
+
+class Task(NamedTuple):
+    """A cell and the names of the peers to measure in it."""
+
+    cell: Cell
+    peers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class Row:
     bytes_moved: int
     copy_seconds: float | None
     copy_fraction: float | None
+    page_faults: float | None = None  # of a call of ours
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -78,6 +91,7 @@ class Result:
     skips: list[Skip] = field(default_factory=list)
     elapsed_seconds: float = 0.0
     interrupted: bool = False
+    kind: str = "bench"
 
 
 def write(result: Result, path: Path) -> None:
@@ -86,6 +100,27 @@ def write(result: Result, path: Path) -> None:
         stored["gigabytes_per_second"] = row.gigabytes_per_second
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def write_csv(result: Result, path: Path) -> None:
+    """The rows alone, one a line; a column for each quartile."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        flat = [_flat(asdict(row)) for row in result.rows]
+        lines.writerow(flat[0] if flat else [field.name for field in fields(Row)])
+        lines.writerows(line.values() for line in flat)
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        if name == "cell":
+            found.update(_flat(value))
+        elif isinstance(value, dict):
+            found.update(_flat(value, f"{name} "))
+        else:
+            found[prefix + name] = value
+    return found
 
 
 def read(path: Path) -> Result:

@@ -5,13 +5,15 @@ Depends on works, peers, timing, results, report's names; prints nothing but the
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 from bench import machine, results
-from bench.peers import PEERS, Bind, CannotRunError, Copy, FusedSigmoid, Peer, TorchHugePages
-from bench.report import size_text, threads_text
-from bench.results import OURS, Cell, Result, Row, Skip
+from bench.peers import PEERS, Bind, CannotRunError, Copy, FusedSigmoid, OwnProcess, Peer
+from bench.report import cell_text
+from bench.results import COPY, OURS, Cell, Result, Row, Skip, Task
 from bench.timing import (
     Effort,
     Sampler,
@@ -31,7 +33,7 @@ from bench.timing import (
     measure_pair,
     wall_sampler,
 )
-from bench.works import DTYPES, Buffers, bytes_moved, make_buffers, wrongness
+from bench.works import Buffers, bytes_moved, is_distinct, make_buffers, wrongness
 
 # A GPU's launch costs show below this size; above, the host is always ahead of the device.
 LARGEST_LATENCY_SIZE = 65_536
@@ -47,9 +49,25 @@ LATER_COMPILE_SECONDS = 2.5
 NEW_PROCESS_SECONDS = 8.0
 
 
+# The largest share of the free memory that a cell may take: the system must not start to swap.
+LARGEST_MEMORY_SHARE = 0.8
+# Besides what the work itself reads and writes: what the layout skips, and float64 while checking.
+TENSORS_BESIDE = 3
+
+# A run that is killed loses no more than this.
+SAVED_EVERY_SECONDS = 60.0
+
+# What a call that moves a gigabyte takes until it is measured, with its buffers and checks, seen on
+# two cores: the limit is to hold for the largest cells too.
+SECONDS_OF_A_GIGABYTE = 4.0
+
+# The reason of a skip starts so: what the limit left out is what a resumed run still has to do.
+TIME_LIMIT = "the time limit"
+
+
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for, with every default filled in."""
+    """A grid, with every default filled in."""
 
     device: str
     sizes: dict[str, tuple[int, ...]]  # by dtype
@@ -57,8 +75,18 @@ class Options:
     peers: tuple[str, ...]
     threads: tuple[int, ...]
     cache: str
+    layouts: tuple[str, ...] = ("contiguous",)
+    saved: tuple[str, ...] = ("auto",)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a row is measured; one whose ratio comes out below ``doubtful_below`` is measured
+    ``again``, and that second measurement is the one that counts."""
+
     effort: Effort
-    time_limit: float | None = None
+    doubtful_below: float = 0.0
+    again: Effort | None = None
 
 
 class Deadline:
@@ -82,94 +110,146 @@ class Deadline:
 def cells(options: Options) -> list[Cell]:
     """The grid, small sizes first: a time limit then drops the largest, not a work or a dtype.
 
-    A GPU has two clocks: the device's at every size, and the host's at small ones.
+    A GPU has two clocks: the device's at every size, and the host's at small ones. Where a layout
+    is the contiguous one, it is left out; ``saved`` is for training alone.
     """
     found = []
     every_size = sorted({size for sizes in options.sizes.values() for size in sizes})
-    for threads, size, dtype, work in product(
-        options.threads, every_size, options.sizes, options.works
+    for threads, size, dtype, work, layout in product(
+        options.threads, every_size, options.sizes, options.works, options.layouts
     ):
-        if size not in options.sizes[dtype]:
+        if size not in options.sizes[dtype] or not is_distinct(layout, size):
             continue
-        cell = Cell(options.device, dtype, work, size, threads, "wall", options.cache)
-        if options.device == "cuda":
-            found.append(replace(cell, clock="device"))
-            if size <= LARGEST_LATENCY_SIZE:
-                found.append(replace(cell, cache="warm"))
-        else:
-            found.append(cell)
+        for saved in options.saved if work == "training" else ("auto",):
+            cell = Cell(
+                options.device, dtype, work, size, threads, "wall", options.cache, layout, saved
+            )
+            if options.device == "cuda":
+                found.append(replace(cell, clock="device"))
+                if size <= LARGEST_LATENCY_SIZE:
+                    found.append(replace(cell, cache="warm"))
+            else:
+                found.append(cell)
     return found
 
 
-def run(options: Options, result: Result, show_progress: bool = True) -> None:
+def plan(options: Options) -> list[Task]:
+    return [Task(cell, (COPY, *options.peers)) for cell in cells(options)]
+
+
+def write_plan(tasks: Sequence[Task], path: Path) -> None:
+    path.write_text(json.dumps([(asdict(task.cell), task.peers) for task in tasks]))
+
+
+def read_plan(path: Path) -> list[Task]:
+    return [Task(Cell(**cell), tuple(peers)) for cell, peers in json.loads(path.read_text())]
+
+
+def remaining(tasks: Sequence[Task], result: Result) -> list[Task]:
+    """What of the tasks the result has not measured, nor skipped for a reason of its own; what the
+    time limit left out is dropped from the skips."""
+    result.skips = [skip for skip in result.skips if not skip.reason.startswith(TIME_LIMIT)]
+    done = {(row.cell, row.peer) for row in result.rows}
+    done |= {(skip.cell, skip.peer) for skip in result.skips}
+    left = [
+        Task(task.cell, tuple(peer for peer in task.peers if (task.cell, peer) not in done))
+        for task in tasks
+    ]
+    return [task for task in left if task.peers]
+
+
+def run(
+    tasks: Sequence[Task],
+    patience: Patience,
+    result: Result,
+    time_limit: float | None = None,
+    show_progress: bool = True,
+    save: Callable[[], None] = lambda: None,
+) -> None:
     """Measures into ``result``, so that what was measured survives an interruption."""
-    deadline = Deadline(options.time_limit)
-    grid = cells(options)
-    chosen = [PEERS[name] for name in options.peers]
-    alone = [peer for peer in chosen if isinstance(peer, TorchHugePages)]
-    eager = [peer for peer in chosen if not peer.compiles and peer not in alone]
-    compiled = [peer for peer in chosen if peer.compiles]
-    total = len(grid) * (1 + len(chosen))
+    deadline = Deadline(time_limit)
+    chosen = {name: PEERS[name] for task in tasks for name in task.peers if name != COPY}
+    alone = [peer for peer in chosen.values() if isinstance(peer, OwnProcess)]
+    compiled = [name for name, peer in chosen.items() if peer.compiles]
+    eager = [COPY, *(name for name in chosen if name not in compiled)]
+    eager = [name for name in eager if name not in [peer.name for peer in alone]]
+    total = sum(len(task.peers) for task in tasks)
     with tqdm(total=total, unit="row", disable=not show_progress, dynamic_ncols=True) as bar:
+        session = Session(patience, result, deadline, bar, save)
         # What takes longest to start keeps its share of the time, however busy the machine is.
         compiling = FIRST_COMPILE_SECONDS if compiled else 0.0
         deadline.reserve = compiling + NEW_PROCESS_SECONDS * len(alone)
-        _run_cells(grid, [Copy(), *eager], options, result, deadline, bar)
-        deadline.reserve = compiling
+        _run_tasks(_only(tasks, eager), session)
         for peer in alone:
-            _run_huge_pages(grid, peer, options, result, deadline, bar)
+            deadline.reserve = compiling
+            _run_alone([task.cell for task in _only(tasks, [peer.name])], peer, session)
         deadline.reserve = 0.0
-        if compiled:
-            _run_cells(grid, compiled, options, result, deadline, bar)
+        _run_tasks(_only(tasks, compiled), session)
         bar.set_description("done")
 
 
-def _run_cells(
-    grid: Sequence[Cell],
-    peers: Sequence[Peer],
-    options: Options,
-    result: Result,
-    deadline: Deadline,
-    bar: tqdm[Any],
-) -> None:
+@dataclass
+class Session:
+    """What every step of a run writes to or asks."""
+
+    patience: Patience
+    result: Result
+    deadline: Deadline
+    bar: tqdm[Any]
+    save: Callable[[], None]
+    saved_at: float = 0.0
+
+    def save_now_and_then(self) -> None:
+        if self.deadline.elapsed() - self.saved_at > SAVED_EVERY_SECONDS:
+            self.saved_at = self.deadline.elapsed()
+            self.save()
+
+    def past_limit(self) -> str:
+        return f"{TIME_LIMIT} of {self.deadline.limit:g} s"
+
+
+def _only(tasks: Sequence[Task], peers: Sequence[str]) -> list[Task]:
+    kept = [Task(task.cell, tuple(p for p in task.peers if p in peers)) for task in tasks]
+    return [task for task in kept if task.peers]
+
+
+def _run_tasks(tasks: Sequence[Task], session: Session) -> None:
     threads_before = torch.get_num_threads()
+    result = session.result
     try:
-        for cell in grid:
-            torch.set_num_threads(cell.threads)
-            for outcome in _measure_cell(cell, peers, options, result, deadline, bar):
+        for task in tasks:
+            torch.set_num_threads(task.cell.threads)
+            for outcome in _measure_cell(task, session):
                 if isinstance(outcome, Row):
                     result.rows.append(outcome)
                 else:
                     result.skips.append(outcome)
+            session.save_now_and_then()
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _measure_cell(
-    cell: Cell,
-    peers: Sequence[Peer],
-    options: Options,
-    result: Result,
-    deadline: Deadline,
-    bar: tqdm[Any],
-) -> Iterator[Row | Skip]:
+def _measure_cell(task: Task, session: Session) -> Iterator[Row | Skip]:
+    cell, result, bar = task.cell, session.result, session.bar
+    peers = [Copy() if name == COPY else PEERS[name] for name in task.peers]
     sets: list[Buffers] | None = None
     ours: Bind | None = None
-    copy = next((row for row in result.rows if row.cell == cell and row.peer == results.COPY), None)
+    copy = _copy_row(cell, result)
     for peer in peers:
-        bar.set_description(f"{describe_cell(cell)}: {peer.name}")
+        bar.set_description(f"{cell_text(cell)}: {peer.name}")
         try:
             # Refusals come before the buffers and the deadline: they are cheap and say more.
             bind = None if peer.compiles else peer.prepare(cell)
-            if not deadline.allows(_cost(peer, result)):
-                raise CannotRunError(f"the time limit of {options.time_limit:g} s")
+            if not session.deadline.allows(_cost(cell, peer, result)):
+                raise CannotRunError(session.past_limit())
             if sets is None:
-                sets = _buffers(cell)
+                sets = _buffers(cell, COPY in task.peers)
                 ours = FusedSigmoid().prepare(cell)
                 _check(cell, sets[0], FusedSigmoid(), ours)
             assert ours is not None
-            row = _measure_row(cell, peer, bind or peer.prepare(cell), ours, sets, options, copy)
-            copy = row if row.peer == results.COPY else copy
+            bind = bind or peer.prepare(cell)
+            row = _measure_row(cell, peer, bind, ours, sets, session.patience, copy)
+            copy = row if row.peer == COPY else copy
             yield row
         except CannotRunError as reason:
             yield Skip(cell, peer.name, str(reason))
@@ -182,6 +262,10 @@ def _measure_cell(
         bar.update()
 
 
+def _copy_row(cell: Cell, result: Result) -> Row | None:
+    return next((row for row in result.rows if (row.cell, row.peer) == (cell, COPY)), None)
+
+
 class OursIsWrongError(Exception):
     """Our own result is beyond the tolerance: nothing in the cell is worth timing."""
 
@@ -192,14 +276,18 @@ def _measure_row(
     bind: Bind,
     ours: Bind,
     sets: Sequence[Buffers],
-    options: Options,
+    patience: Patience,
     copy: Row | None,
 ) -> Row:
     if not isinstance(peer, Copy):
         _check(cell, sets[0], peer, bind)
     fused = FusedSigmoid()
     timer, samplers = _samplers(cell, ((fused, ours), (peer, bind)), sets)
-    pairing = measure_pair(*samplers, options.effort)
+    faults = PageFaults(samplers[0])
+    samplers = (faults.sampler, samplers[1])
+    pairing = measure_pair(*samplers, patience.effort)
+    if patience.again and pairing.ratio.median < patience.doubtful_below:
+        pairing = measure_pair(*samplers, patience.again)
     copy_seconds: float | None = None
     copy_fraction: float | None = None
     if isinstance(peer, Copy):
@@ -219,7 +307,28 @@ def _measure_row(
         bytes_moved=bytes_moved(cell.work, cell.size, cell.dtype),
         copy_seconds=copy_seconds,
         copy_fraction=copy_fraction,
+        page_faults=faults.of_a_call() if cell.device == "cpu" else None,
     )
+
+
+class PageFaults:
+    """Counts the page faults of what it samples, outside the time."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = Sampler(self._seconds, sampler.calls)
+        self._sampled = sampler
+        self._faults = 0
+        self._calls = 0
+
+    def _seconds(self, passes: int) -> float:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        seconds = self._sampled.seconds(passes)
+        self._faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        self._calls += passes * self._sampled.calls
+        return seconds
+
+    def of_a_call(self) -> float:
+        return round(self._faults / self._calls, 3)
 
 
 def _samplers(
@@ -266,107 +375,92 @@ def _check(cell: Cell, buffers: Buffers, peer: Peer, bind: Bind) -> None:
         raise kind(f"wrong result: {wrong}")
 
 
-def _buffers(cell: Cell) -> list[Buffers]:
+def _buffers(cell: Cell, copy: bool) -> list[Buffers]:
     """One set where the cache stays warm, as after the layer before; else more than it holds."""
     count = 1
+    moved = bytes_moved(cell.work, cell.size, cell.dtype)
     if cell.cache == "rotating":
         filled = CACHES_FILLED * machine.last_level_cache(cell.device)
-        moved = bytes_moved(cell.work, cell.size, cell.dtype)
         count = min(MOST_INPUT_SETS, 1 + filled // moved)
-    return [make_buffers(cell.work, cell.size, cell.dtype, cell.device) for _ in range(count)]
+    if cell.device == "cpu":
+        output = bytes_moved("forward", cell.size, cell.dtype) // 2
+        needed = count * moved * (1 + copy) + TENSORS_BESIDE * output
+        free = machine.free_memory()
+        if free is not None and needed > LARGEST_MEMORY_SHARE * free:
+            raise CannotRunError(f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
+    return [
+        make_buffers(cell.work, cell.size, cell.dtype, cell.device, cell.layout, copy)
+        for _ in range(count)
+    ]
 
 
-def _cost(peer: Peer, result: Result) -> float:
-    if isinstance(peer, TorchHugePages):
-        return NEW_PROCESS_SECONDS
-    if not peer.compiles:
-        return 0.0
-    compiled = any(row.peer == peer.name for row in result.rows)
-    return LATER_COMPILE_SECONDS if compiled else FIRST_COMPILE_SECONDS
+def _cost(cell: Cell, peer: Peer, result: Result) -> float:
+    cost = SECONDS_OF_A_GIGABYTE * bytes_moved(cell.work, cell.size, cell.dtype) / 1e9
+    if peer.compiles:
+        compiled = any(row.peer == peer.name for row in result.rows)
+        cost += LATER_COMPILE_SECONDS if compiled else FIRST_COMPILE_SECONDS
+    return cost
 
 
-def _run_huge_pages(
-    grid: Sequence[Cell],
-    peer: TorchHugePages,
-    options: Options,
-    result: Result,
-    deadline: Deadline,
-    bar: tqdm[Any],
-) -> None:
-    """torch and ours, both in one new process that has the variable set; compared there."""
-    bar.set_description(f"{peer.name}: in a new process with {peer.variable}=1")
-    fitting = [cell for cell in grid if _huge_pages_matter(cell)]
-    no_matter = "huge pages are for fresh CPU outputs of 2 MiB and more"
-    result.skips += [Skip(cell, peer.name, no_matter) for cell in grid if cell not in fitting]
+def _run_alone(cells: Sequence[Cell], peer: OwnProcess, session: Session) -> None:
+    """torch and ours, both in one new process that has the variables set; compared there."""
+    result, bar = session.result, session.bar
+    settings = " ".join(f"{name}={value}" for name, value in peer.environment.items())
+    bar.set_description(f"{peer.name}: in a new process with {settings}")
+    refusals = {cell: peer.refusal(cell) for cell in cells}
+    fitting = [cell for cell, reason in refusals.items() if reason is None]
+    result.skips += [Skip(cell, peer.name, reason) for cell, reason in refusals.items() if reason]
     reason: str | None = None
-    if machine.huge_pages() in (None, "never"):
-        reason = "transparent huge pages are not to be had on this system"
-    elif os.environ.get(peer.variable):
-        reason = f"{peer.variable} is set for this whole run already"
-    elif not deadline.allows(NEW_PROCESS_SECONDS):
-        reason = f"the time limit of {options.time_limit:g} s"
+    already = [name for name in peer.environment if os.environ.get(name)]
+    if already:
+        reason = f"{already[0]} is set for this whole run already"
+    elif not session.deadline.allows(NEW_PROCESS_SECONDS):
+        reason = session.past_limit()
     if reason is None and fitting:
         try:
-            child = _huge_pages_result(fitting, peer, options, deadline)
+            child = _result_alone(fitting, peer, session)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             reason = _one_line(error)
         else:
-            wanted = set(fitting)
-            process = f"its own, with {peer.variable}=1, ours in it as well"
+            process = f"its own, with {settings}, ours in it as well"
             result.rows += [
                 replace(row, peer=peer.name, process=process)
                 for row in child.rows
-                if row.peer == "torch" and row.cell in wanted
+                if row.peer == "torch"
             ]
-            result.skips += [
-                replace(skip, peer=peer.name) for skip in child.skips if skip.cell in wanted
-            ]
+            result.skips += [replace(skip, peer=peer.name) for skip in child.skips]
     if reason is not None:
         result.skips += [Skip(cell, peer.name, reason) for cell in fitting]
-    bar.update(len(grid))
+    bar.update(len(cells))
 
 
-def _huge_pages_matter(cell: Cell) -> bool:
-    output = cell.size * DTYPES[cell.dtype].itemsize
-    fresh = cell.work != "forward"
-    return cell.device == "cpu" and fresh and output >= TorchHugePages.smallest_bytes
-
-
-def _huge_pages_result(
-    fitting: Sequence[Cell], peer: TorchHugePages, options: Options, deadline: Deadline
-) -> Result:
-    def chosen(name: str) -> list[str]:
-        return [str(value) for value in dict.fromkeys(getattr(cell, name) for cell in fitting)]
-
-    effort = options.effort
+def _result_alone(fitting: Sequence[Cell], peer: OwnProcess, session: Session) -> Result:
+    effort = session.patience.effort
     with tempfile.TemporaryDirectory() as folder:
+        write_plan([Task(cell, (COPY, "torch")) for cell in fitting], Path(folder) / "plan.json")
         command = [
-            *(sys.executable, "-m", "bench", "--device", options.device),
-            *("--output", folder, "--peers", "torch", "--cache", options.cache),
-            *("--no-pictures", "--no-progress"),
+            *(sys.executable, "-m", "bench", "--plan", f"{folder}/plan.json"),
+            *("--output", folder, "--no-pictures", "--no-progress"),
             *("--rounds", str(effort.rounds), "--row-seconds", str(effort.row_seconds)),
             *("--minimum-rounds", str(effort.minimum_rounds)),
             *("--sample-seconds", str(effort.sample_seconds)),
-            *("--sizes", *chosen("size"), "--dtypes", *chosen("dtype")),
-            *("--work", *chosen("work"), "--threads", *chosen("threads")),
         ]
-        if deadline.limit is not None:
-            left = max(1.0, deadline.left() - NEW_PROCESS_SECONDS)
+        if session.deadline.limit is not None:
+            left = max(1.0, session.deadline.left() - NEW_PROCESS_SECONDS)
             command += ["--time-limit", f"{left:.0f}"]
-        environment = {**os.environ, peer.variable: "1"}
         done = subprocess.run(
-            command, cwd=machine.ROOT, env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=machine.ROOT,
+            env={**os.environ, **peer.environment},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         file = Path(folder) / "result.json"
         if not file.exists():
             last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
             raise ValueError(f"the process ended with {done.returncode}: {last}")
         return results.read(file)
-
-
-def describe_cell(cell: Cell) -> str:
-    where = threads_text(cell.threads) if cell.device == "cpu" else f"{cell.clock} clock"
-    return f"{cell.dtype} {cell.work} of {size_text(cell.size)}, {where}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,10 +1,13 @@
-"""What is timed: the four works, their buffers, the bytes they move, when a result is right.
+"""What is timed: the four works, their buffers in memory, the bytes they move, when a result is
+right.
 
 Depends on torch only; knows nothing of peers or of clocks.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,9 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+# Longer inputs repeat this many random numbers: drawing 64 Mi takes longer than timing them.
+RANDOM_BLOCK = 2**20
 
 # Activations before a sigmoid are mostly within +-10; both tails and the middle are met.
 INPUT_STANDARD_DEVIATION = 3.0
@@ -50,6 +56,55 @@ WORKS = {
 }
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How an input lies in memory: a view with as many elements as asked for."""
+
+    name: str
+    span: int  # elements of memory for one of the view
+    view: Callable[[torch.Tensor], torch.Tensor]
+    meaning: str
+
+
+def _factors(size: int, most: int) -> tuple[int, int]:
+    """Two factors of the size, the first at most ``most`` and as near to it as can be."""
+    first = next(factor for factor in range(min(most, size), 0, -1) if size % factor == 0)
+    return first, size // first
+
+
+def _matrix(size: int) -> tuple[int, int]:
+    return _factors(size, math.isqrt(size))
+
+
+def _channels_last(memory: torch.Tensor) -> torch.Tensor:
+    # 64 channels, as in the early layers of many a network for images.
+    channels, pixels = _factors(memory.numel(), 64)
+    return memory.view(1, *_matrix(pixels), channels).permute(0, 3, 1, 2)
+
+
+def _chunk(memory: torch.Tensor) -> torch.Tensor:
+    rows, columns = _matrix(memory.numel() // 2)
+    return memory.view(rows, 2 * columns).chunk(2, dim=1)[1]
+
+
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout("contiguous", 1, lambda memory: memory, "one dimension"),
+        Layout("channels_last", 1, _channels_last, "an image of 64 channels, channels last"),
+        Layout("transposed", 1, lambda m: m.view(_matrix(m.numel())).t(), "a matrix, transposed"),
+        Layout("chunk", 2, _chunk, "half of each row of a matrix, as a gate after Linear"),
+        Layout("slice", 2, lambda memory: memory[::2], "every second element"),
+    )
+}
+
+
+def is_distinct(layout: str, size: int) -> bool:
+    """Whether the layout differs from contiguous at this size."""
+    memory = torch.empty(LAYOUTS[layout].span * size, device="meta")
+    return layout == "contiguous" or not LAYOUTS[layout].view(memory).is_contiguous()
+
+
 @dataclass
 class Buffers:
     """The tensors of one work; ours and the peer share them, so neither has luckier pages."""
@@ -66,20 +121,31 @@ def bytes_moved(work: str, size: int, dtype: str) -> int:
     return WORKS[work].accesses * size * DTYPES[dtype].itemsize
 
 
-def make_buffers(work: str, size: int, dtype: str, device: str) -> Buffers:
-    """Fresh random input, and a copy of as many bytes as the work moves."""
+def make_buffers(
+    work: str, size: int, dtype: str, device: str, layout: str = "contiguous", copy: bool = True
+) -> Buffers:
+    """Random input, outputs laid out as the input asks for, and a copy of as many bytes."""
     place: dict[str, Any] = {"dtype": DTYPES[dtype], "device": device}
-    values = torch.randn(size, **place).mul_(INPUT_STANDARD_DEVIATION)
+    values = LAYOUTS[layout].view(_random(LAYOUTS[layout].span * size, place))
+    values.mul_(INPUT_STANDARD_DEVIATION)
     training = work == "training"
+    nothing = torch.empty(0, **place)
     # copy_ reads and writes each element once; hence half the work's accesses in elements.
-    copied = -(-WORKS[work].accesses * size // 2)
+    copied = -(-WORKS[work].accesses * size // 2) if copy else 0
     return Buffers(
         input=values.requires_grad_(training),
-        value=torch.zeros(size if work == "forward" else 0, **place),
-        grad_output=torch.randn(size if training else 0, **place),
+        value=torch.zeros_like(values) if work == "forward" else nothing,
+        grad_output=torch.empty_like(values).copy_(_random(size, place).view(values.shape))
+        if training
+        else nothing,
         copy_source=torch.ones(copied, **place),
         copy_target=torch.zeros(copied, **place),
     )
+
+
+def _random(size: int, place: dict[str, Any]) -> torch.Tensor:
+    block = torch.randn(min(size, RANDOM_BLOCK), **place)
+    return block.repeat(-(-size // RANDOM_BLOCK))[:size]
 
 
 def wrongness(work: str, buffers: Buffers, result: Any) -> str | None:
@@ -93,11 +159,11 @@ def wrongness(work: str, buffers: Buffers, result: Any) -> str | None:
         expected = {"gradient": (result, derivative * _ends(buffers.grad_output))}
     else:
         expected = {"value": (result, value)}
-    size, dtype = buffers.input.numel(), buffers.input.dtype
+    shape, dtype = buffers.input.shape, buffers.input.dtype
     for name, (got, reference) in expected.items():
         found = torch.as_tensor(got)
-        if found.numel() != size or found.dtype != dtype:
-            return f"{name} is {found.numel()} x {found.dtype}, not {size} x {dtype}"
+        if found.shape != shape or found.dtype != dtype:
+            return f"{name} is {list(found.shape)} x {found.dtype}, not {list(shape)} x {dtype}"
         # The gradient is scaled by grad_output, which may exceed 1.
         scale = max(1.0, float(reference.abs().max()))
         allowed = TOLERANCE_IN_EPSILONS * torch.finfo(dtype).eps * scale
@@ -108,7 +174,13 @@ def wrongness(work: str, buffers: Buffers, result: Any) -> str | None:
 
 
 def _ends(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.detach().reshape(-1)
-    if flat.numel() > 2 * CHECKED_AT_EACH_END:
-        flat = torch.cat((flat[:CHECKED_AT_EACH_END], flat[-CHECKED_AT_EACH_END:]))
-    return flat.to(device="cpu", dtype=torch.float64)
+    """The first and last elements along the longest dimension, in the order of the indices."""
+    found = tensor.detach()
+    if found.numel() > 2 * CHECKED_AT_EACH_END:
+        longest = max(range(found.dim()), key=lambda dim: found.shape[dim])
+        length = found.shape[longest]
+        kept = max(1, CHECKED_AT_EACH_END * length // found.numel())
+        found = torch.cat(
+            (found.narrow(longest, 0, kept), found.narrow(longest, length - kept, kept))
+        )
+    return found.to(device="cpu", dtype=torch.float64).flatten()

@@ -5,6 +5,7 @@ Times nothing that matters; fake clocks wherever a number is expected.
 
 from __future__ import annotations
 
+import csv
 import gc
 import json
 from dataclasses import replace
@@ -18,10 +19,18 @@ for needed in ("matplotlib", "tabulate", "tqdm"):
     pytest.importorskip(needed)
 
 from bench import __main__ as command_line  # noqa: E402
-from bench import compatibility, figures, goals, report, results, runs, works  # noqa: E402
+from bench import compatibility, figures, goals, report, results, runs, sweep, works  # noqa: E402
 from bench.peers import PEERS, FusedSigmoid, TorchEager  # noqa: E402
-from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread  # noqa: E402
-from bench.timing import Effort, Sampler, measure_pair, spread, wall_sampler  # noqa: E402
+from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread, Task  # noqa: E402
+from bench.timing import (  # noqa: E402
+    Effort,
+    Pairing,
+    Sampler,
+    measure_pair,
+    spread,
+    wall_sampler,
+)
+from fused_sigmoid._extension import extension  # noqa: E402
 
 CELL = Cell("cpu", "float32", "forward", 1024, 1, "wall", "warm")
 SMALL_RUN = [
@@ -40,12 +49,40 @@ def test_goals_are_judged_by_the_median() -> None:
         row("torch", ours=1.0, theirs=9.0, cell=replace(cell, device="cuda")),
         row(COPY, ours=1.0, theirs=0.94, cell=replace(cell, size=2**24)),
         row("torch", ours=1.0, theirs=0.92, cell=replace(cell, work="training", size=1)),
+        row("torch", ours=1.0, theirs=1.4, cell=replace(cell, layout="channels_last")),
     ]
     table = goals.terminal(rows).splitlines()
     verdicts = [line.split()[-1] for line in table[2:-1]]
-    assert verdicts == ["met", "missed", "missed", "met"]
-    assert table[-1] == "2 of 4 met"
-    assert len(goals.markdown(rows).splitlines()) == 6
+    assert verdicts == ["met", "missed", "missed", "met", "met"]
+    assert table[-1] == "3 of 5 met"
+    assert len(goals.markdown(rows).splitlines()) == 7
+
+
+def test_the_goals_measure_every_row_they_judge_and_nothing_else() -> None:
+    tasks = goals.plan([1, 2])
+    wanted = sum(2 * len(goal.dtypes) * len(goal.sizes) for goal in goals.GOALS)
+    every = [row(peer, 1.0, 9.0, task.cell) for task in tasks for peer in task.peers]
+    assert len({(judged.cell, judged.peer) for judged in every}) == len(every)
+    assert goals.terminal(every).splitlines()[-1] == f"{wanted} of {wanted} met"
+    judged = {
+        (judged.cell.work, judged.cell.layout, judged.peer, judged.cell.size, judged.cell.threads)
+        for _, judged in goals._pairs(every)
+    }
+    for asked in (
+        ("forward", "contiguous", "torch", 2**26, 1),
+        ("forward", "contiguous", COPY, 2**26, 2),
+        ("forward-fresh", "contiguous", "torch", 1, 1),
+        ("training", "contiguous", "torch", 1, 2),
+        ("pair", "contiguous", "torch", 2**24, 1),
+        ("forward", "contiguous", "torch+avx2", 2**20, 2),
+        ("training", "channels_last", "torch", 2**16, 1),
+        ("forward", "transposed", "torch", 2**16, 2),
+        ("training", "slice", "torch", 2**20, 1),
+        ("forward", "chunk", "torch", 2**16, 1),
+    ):
+        assert asked in judged
+    beside = [measured for measured in every if measured.peer == COPY]
+    assert len(every) == wanted + len(beside) - sum(g.peer == COPY for g in goals.GOALS) * 4
 
 
 def steady(seconds_per_call: float) -> Sampler:
@@ -223,20 +260,140 @@ def test_a_gradient_is_not_added_to_the_last_one() -> None:
 
 def test_rotating_buffers_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs.machine, "last_level_cache", lambda device: 40_000)
-    assert len(runs._buffers(replace(CELL, cache="rotating"))) == 10  # of 8,192 bytes each
-    assert len(runs._buffers(CELL)) == 1
+    assert len(runs._buffers(replace(CELL, cache="rotating"), True)) == 10  # of 8,192 bytes each
+    assert len(runs._buffers(CELL, True)) == 1
+
+
+def test_a_cell_that_does_not_fit_the_memory_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.machine, "free_memory", lambda: 2**20)
+    with pytest.raises(runs.CannotRunError, match=r"needs 1\.2 GiB, 0\.0 are free"):
+        runs._buffers(replace(CELL, size=2**26), False)
 
 
 def test_a_gpu_has_two_clocks_at_small_sizes() -> None:
-    options = runs.Options(
-        "cuda", {"float32": (64, 1 << 20)}, ("forward",), (), (1,), "rotating", Effort()
-    )
+    options = runs.Options("cuda", {"float32": (64, 1 << 20)}, ("forward",), (), (1,), "rotating")
     found = [(cell.size, cell.clock, cell.cache) for cell in runs.cells(options)]
     assert found == [
         (64, "device", "rotating"),
         (64, "wall", "warm"),
         (1 << 20, "device", "rotating"),
     ]
+
+
+@pytest.mark.parametrize("layout", list(works.LAYOUTS))
+@pytest.mark.parametrize("work", ["forward", "training"])
+@pytest.mark.parametrize("size", [1, 6, 1000, 3 * works.CHECKED_AT_EACH_END])
+def test_layouts_hold_as_many_elements_as_asked_for(layout: str, work: str, size: int) -> None:
+    buffers = works.make_buffers(work, size, "float32", "cpu", layout)
+    assert buffers.input.numel() == size
+    assert buffers.input.is_contiguous() == (
+        layout == "contiguous" or not works.is_distinct(layout, size)
+    )
+    cell = replace(CELL, work=work, size=size, layout=layout)
+    result = TorchEager().prepare(cell)(buffers)()
+    assert works.wrongness(work, buffers, result) is None
+    result[(-1,) * result.dim()] += 1e-4
+    assert "is off by" in str(works.wrongness(work, buffers, result))
+
+
+def test_strides_are_those_of_the_names() -> None:
+    strides = {
+        layout: works.make_buffers("forward", 2**16, "float32", "cpu", layout).input.stride()
+        for layout in works.LAYOUTS
+    }
+    assert strides == {
+        "contiguous": (1,),
+        "channels_last": (65536, 1, 2048, 64),
+        "transposed": (1, 256),
+        "chunk": (512, 1),
+        "slice": (2,),
+    }
+
+
+def test_a_grid_has_no_cell_twice() -> None:
+    options = runs.Options(
+        "cpu",
+        {"float32": (1, 64)},
+        ("forward", "training"),
+        (),
+        (1,),
+        "warm",
+        tuple(works.LAYOUTS),
+        ("auto", "input"),
+    )
+    found = [(c.size, c.work, c.layout, c.saved) for c in runs.cells(options)]
+    assert len(set(found)) == len(found)
+    # At one element every layout is the contiguous one; an image of one pixel is, too.
+    assert [cell for cell in found if cell[0] == 1] == [
+        (1, "forward", "contiguous", "auto"),
+        (1, "training", "contiguous", "auto"),
+        (1, "training", "contiguous", "input"),
+    ]
+    layouts = {layout for size, _, layout, _ in found if size == 64}
+    assert layouts == {"contiguous", "transposed", "chunk", "slice"}
+
+
+def test_page_faults_of_a_call_are_counted() -> None:
+    def fresh() -> None:
+        bytearray(b"1") * (1 << 24)
+
+    untouched = runs.PageFaults(wall_sampler([lambda: None]))
+    touching = runs.PageFaults(wall_sampler([fresh]))
+    for counted in (untouched, touching):
+        counted.sampler.seconds(4)
+    assert untouched.of_a_call() < 1
+    assert touching.of_a_call() >= 1
+
+
+# A sweep
+
+
+def test_a_sweep_meets_every_range_of_sizes_early() -> None:
+    cells = [replace(CELL, size=2**e, dtype=d) for e in range(27) for d in ("float32", "float64")]
+    tasks = sweep.plan(cells)
+    assert sorted(t.cell.size for t in tasks) == sorted(c.size for c in cells)
+    exponents = [task.cell.size.bit_length() - 1 for task in tasks]
+    assert exponents[:12] == [0, 0, 16, 16, 8, 8, 24, 24, 4, 4, 12, 12]
+
+
+def test_a_sweep_shows_the_worst_first_and_calls_slower_what_three_quarters_of_rounds_say() -> None:
+    def measured(size: int, ratio: float, third_quartile: float) -> Row:
+        found = row("torch", 1.0, ratio, replace(CELL, size=size))
+        return replace(found, ratio=Spread(ratio - 0.1, ratio, third_quartile))
+
+    result = some_result()
+    result.rows = [measured(4, 1.5, 1.6), measured(2, 0.9, 0.95), measured(8, 0.97, 1.01)]
+    lines = sweep.terminal(result).splitlines()
+    assert [line.split("]")[1].split("float32")[0].strip() for line in lines[2:5]] == [
+        "slower",
+        "as fast",
+        "",
+    ]
+    assert lines[-1].startswith("1 of 3 slower than torch; 1 not measured")
+    assert "0.90 [0.80, 0.95]" in sweep.markdown(result.rows).splitlines()[2]
+
+
+def test_a_doubtful_row_is_measured_again_and_the_second_time_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    efforts = []
+
+    def pair(ours: Sampler, theirs: Sampler, effort: Effort) -> Pairing:
+        efforts.append(effort)
+        theirs_seconds = 0.9 if len(efforts) == 1 else 1.2
+        ours.seconds(1)
+        return Pairing(*(Spread(x, x, x) for x in (1.0, theirs_seconds, theirs_seconds)), 3)
+
+    monkeypatch.setattr(runs, "measure_pair", pair)
+    glance, look = Effort(rounds=3), Effort(rounds=21)
+    for doubtful_below, ratio in ((1.0, 1.2), (0.8, 0.9)):
+        efforts.clear()
+        result = some_result()
+        result.rows = []
+        patience = runs.Patience(glance, doubtful_below, look)
+        runs.run([Task(CELL, ("torch",))], patience, result, show_progress=False)
+        assert [found.ratio.median for found in result.rows] == [ratio]
+        assert efforts == ([glance, look] if ratio > 1 else [glance])
 
 
 # Files
@@ -247,6 +404,15 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     assert results.read(tmp_path / "result.json") == some_result()
     stored = json.loads((tmp_path / "result.json").read_text())["rows"][0]
     assert stored["gigabytes_per_second"] == pytest.approx(4.096)  # 8,192 bytes in 2 us
+
+
+def test_the_rows_are_a_table_too(tmp_path: Path) -> None:
+    results.write_csv(some_result(), tmp_path / "result.csv")
+    with (tmp_path / "result.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["peer"] for line in lines] == [COPY, "torch", COPY, "torch"]
+    assert (lines[1]["dtype"], lines[1]["ratio median"]) == ("float32", "1.5")
+    assert lines[3]["size"] == "1048576"
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
@@ -377,7 +543,7 @@ def test_a_small_run_writes_rows_pictures_and_reasons(
         ("training", "flag_gems"),
     }
     assert str(tmp_path) not in found.command
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".png", ".png"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json", ".png", ".png"]
     assert "flag_gems" in capsys.readouterr().out
 
 
@@ -434,6 +600,42 @@ def test_a_peer_that_fails_is_listed_and_the_rest_goes_on(
 
 
 @pytest.mark.usefixtures("torch_as_ours")
+def test_a_sweep_that_hit_its_limit_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SMALL_RUN, "--sweep", "--work", "forward", "--layouts", "contiguous", "slice"]
+    assert command_line.main([*arguments, "--time-limit", "1e-9", "--output", str(tmp_path)]) == 0
+    file = tmp_path / "sweep.json"
+    assert [skip.cell.layout for skip in results.read(file).skips] == ["contiguous", "slice"]
+    assert command_line.main([*arguments, "--resume", str(file)]) == 0
+    found = results.read(file)
+    assert [(r.cell.layout, r.peer) for r in found.rows] == [
+        ("contiguous", "torch"),
+        ("slice", "torch"),
+    ]
+    assert not found.skips
+    measured = found.rows
+    assert command_line.main([*arguments, "--resume", str(file)]) == 0
+    assert results.read(file).rows == measured  # nothing was left to do
+
+    monkeypatch.setattr(command_line.machine, "commit", lambda: {"commit": "other", "dirty": False})
+    with pytest.raises(SystemExit):
+        command_line.main([*arguments, "--resume", str(file)])
+    assert "other" in capsys.readouterr().err
+
+
+def test_a_process_of_its_own_has_its_settings_and_measures_ours_too(tmp_path: Path) -> None:
+    if "avx2" not in extension.instruction_sets():
+        pytest.skip("this CPU runs no AVX2")
+    arguments = [*SMALL_RUN, "--work", "forward", "--peers", "torch+avx2", "--no-pictures"]
+    assert command_line.main([*arguments, "--output", str(tmp_path)]) == 0
+    found = results.read(tmp_path / "result.json")
+    (alone,) = [r for r in found.rows if r.peer == "torch+avx2"]
+    assert alone.ratio.median > 0
+    assert "ATEN_CPU_CAPABILITY=avx2 FUSED_SIGMOID_CPU=avx2" in alone.process
+
+
+@pytest.mark.usefixtures("torch_as_ours")
 def test_rows_past_the_time_limit_are_listed(tmp_path: Path) -> None:
     arguments = [*SMALL_RUN, "--work", "forward", "--time-limit", "1e-9", "--peers", "torch"]
     assert command_line.main([*arguments, "--output", str(tmp_path)]) == 0
@@ -470,7 +672,8 @@ def test_page_of_releases_holds_the_committed_outcomes() -> None:
 
 def test_pages_hold_the_committed_results() -> None:
     root = Path(__file__).resolve().parent.parent
-    found = sorted(str(path) for path in root.glob("bench/results/*/result.json"))
+    names = ("result", "goals", "sweep")
+    found = sorted(str(p) for name in names for p in root.glob(f"bench/results/*/{name}.json"))
     found = [path for path in found if "/quick/" not in path]
     pages = [str(root / "README.md"), str(root / "docs" / "performance.md")]
     assert figures.main([*found, "--write", *pages, "--check"]) == 0
