@@ -36,6 +36,7 @@ struct EvenOdd {
   }
   friend EvenOdd abs(EvenOdd a) { return {abs(a.even), abs(a.odd)}; }
   friend EvenOdd min(EvenOdd a, EvenOdd b) { return {min(a.even, b.even), min(a.odd, b.odd)}; }
+  friend EvenOdd max(EvenOdd a, EvenOdd b) { return {max(a.even, b.even), max(a.odd, b.odd)}; }
   friend EvenOdd complement_unless_negative(EvenOdd x, EvenOdd t) {
     return {complement_unless_negative(x.even, t.even), complement_unless_negative(x.odd, t.odd)};
   }

@@ -22,9 +22,6 @@ bool read_environment() {
   return value == "1";
 }
 
-// The page size of x86-64 and, with 4 KiB base pages, of arm64.
-constexpr uintptr_t huge_page = uintptr_t{2} << 20;
-
 // Below, malloc mostly reuses memory that is mapped already, and a call to the system gains
 // nothing.
 constexpr size_t least_bytes = size_t{4} << 20;
@@ -36,12 +33,22 @@ bool huge_pages_enabled() {
   return enabled;
 }
 
+bool gets_huge_pages(size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  return bytes >= least_bytes && huge_pages_enabled();
+#else
+  (void)bytes;
+  return false;
+#endif
+}
+
 void advise_huge_pages(void* begin, size_t bytes) {
 #ifdef MADV_HUGEPAGE
-  if (bytes < least_bytes || !huge_pages_enabled()) return;
+  if (!gets_huge_pages(bytes)) return;
   // Whole huge pages only: what lies beside the output is somebody else's memory.
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + huge_page - 1) & ~(huge_page - 1);
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) & ~(huge_page - 1);
+  const uintptr_t first =
+      (reinterpret_cast<uintptr_t>(begin) + huge_page_bytes - 1) & ~(huge_page_bytes - 1);
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) & ~(huge_page_bytes - 1);
   if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
   (void)begin;

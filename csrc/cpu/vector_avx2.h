@@ -90,6 +90,7 @@ struct Float {
   // c - a b, rounded once.
   friend Float fnma(Float a, Float b, Float c) { return Float(_mm256_fnmadd_ps(a.v, b.v, c.v)); }
   friend Float min(Float a, Float b) { return Float(_mm256_min_ps(a.v, b.v)); }
+  friend Float max(Float a, Float b) { return Float(_mm256_max_ps(a.v, b.v)); }
   // t where x is negative, by the sign bit, 1 - t elsewhere; at -0 both are equal.
   friend Float complement_unless_negative(Float x, Float t) {
     return Float(_mm256_blendv_ps(_mm256_sub_ps(_mm256_set1_ps(1), t.v), t.v, x.v));

@@ -93,6 +93,7 @@ struct Float {
   // c - a b, rounded once.
   friend Float fnma(Float a, Float b, Float c) { return Float(_mm512_fnmadd_ps(a.v, b.v, c.v)); }
   friend Float min(Float a, Float b) { return Float(_mm512_min_ps(a.v, b.v)); }
+  friend Float max(Float a, Float b) { return Float(_mm512_max_ps(a.v, b.v)); }
   // t where x is negative, by the sign bit, 1 - t elsewhere; at -0 both are equal.
   friend Float complement_unless_negative(Float x, Float t) {
     const __m512i sign = _mm512_castps_si512(_mm512_set1_ps(-0.0f));

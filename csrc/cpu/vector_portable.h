@@ -79,6 +79,7 @@ struct Single {
   // c - a b, rounded once.
   friend Single fnma(Single a, Single b, Single c) { return Single(std::fma(-a.v, b.v, c.v)); }
   friend Single min(Single a, Single b) { return Single(a.v < b.v ? a.v : b.v); }
+  friend Single max(Single a, Single b) { return Single(a.v > b.v ? a.v : b.v); }
   // t where x is negative, 1 - t elsewhere.
   friend Single complement_unless_negative(Single x, Single t) {
     return x.v < 0 ? t : Single(1 - t.v);

@@ -123,4 +123,33 @@ struct Bfloat16Constants {
   };
 };
 
+struct Bfloat16ValueConstants {
+  // Whether results are rounded once more, to 16 bits.
+  static constexpr bool is_half = true;
+  // Larger arguments are clamped to it: sigmoid(-limit), times any number, rounds to 0.
+  static constexpr float limit = 0x1.ap+6f;
+  // Of 1 / (1 + exp(-x)), where `limit` is that of -x: sigmoid(x) rounds to 1.
+  static constexpr float upper_limit = 0x1.4p+5f;
+  // 1 / ln 2.
+  static constexpr float log2_e = 0x1.715476p+0f;
+  // Adding it rounds to an integer; the low bits are then an exponent field.
+  static constexpr float round_shift = 0x1.8000c2p+23f;
+  // ln 2.
+  static constexpr float ln2_high = 0x1.62e43p-1f;
+  // What ln2_high lacks of ln 2.
+  static constexpr float ln2_low = 0x0p+0f;
+  // What stands above in 1 / (1 + exp(|x|)), scaled.
+  static constexpr float numerator = 0x1p-30f;
+  // What stands below beside the exponential, scaled.
+  static constexpr float summand = 0x1p-30f;
+  // |p(r) / exp(r) - 1| <= 2**-17.019 on |r| <= ln(2)/2, proven.
+  static constexpr float exp[5] = {
+      0x1.fffff8p-1f,
+      0x1.fff9c4p-1f,
+      0x1.0004dcp-1f,
+      0x1.57e13cp-3f,
+      0x1.53a2e2p-5f,
+  };
+};
+
 }  // namespace fused_sigmoid

@@ -41,6 +41,11 @@ class Format:
     limit: int  # larger arguments are clamped to it: sigmoid(-limit), times any number, rounds to 0
     scale: int  # numerator and denominator carry 2**-scale, so that 2**-scale exp(limit) is finite
     factor: float = 1.0  # and this factor, which the polynomial's coefficients hold
+    upper_limit: int | None = None  # of 1 / (1 + exp(-x)), which needs one on either side
+
+    @property
+    def structure(self) -> str:
+        return "".join(word.capitalize() for word in self.name.split("_")) + "Constants"
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,16 @@ HALVES = (
         lowest_exponent=-126,
         start=(0,) * 8,
         free=(1 << 8,) * 5 + (0, 0, 0),
+        seed=1,
+    ),
+    # The value alone, as 1 / (1 + exp(-x)): neither absolute value nor selection. Beyond 40 every
+    # half is 1.
+    Half(
+        Format("bfloat16_value", "f", 24, 127, 4, 104, 30, upper_limit=40),
+        precision=8,
+        lowest_exponent=-126,
+        start=(8, -184, -109, 64, 261, 0, 0, 0),
+        free=(*(1 << 8,) * 5, 0, 0, 0),
         seed=1,
     ),
 )
@@ -217,8 +232,10 @@ class Constants:
 
     def scalars(self) -> dict[str, mpf]:
         precision, bias = self.format.precision, self.format.exponent_bias
+        upper_limit = self.format.upper_limit
         return {
             "limit": mpf(self.format.limit),
+            **({} if upper_limit is None else {"upper_limit": mpf(upper_limit)}),
             "log2_e": round_to(self.format, 1 / mp.log(2)),
             "round_shift": 3 * mpf(2) ** (precision - 2) + bias - self.format.scale,
             "ln2_high": self.ln2_high,
@@ -280,24 +297,33 @@ def nonnegative_inputs(half: Half) -> Array:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def inputs_of(half: Half) -> Array:
+    """Those that the search has to get right: the sign does nothing to exp(|x|)."""
+    inputs = nonnegative_inputs(half)
+    return inputs if half.format.upper_limit is None else np.concatenate([-inputs, inputs])
+
+
 @dataclass(frozen=True)
 class Truth:
-    """sigmoid(-x), sigmoid(x) and the derivative, correctly rounded to the half."""
+    """sigmoid(-x), sigmoid(x) and the derivative, or sigmoid(x) alone, correctly rounded to the
+    half."""
 
     inputs: Array
-    bits: Array  # three rows
+    bits: Array  # a row for each
     margin: Array  # distance to the nearest middle between two halves, in last places
 
 
 def truth(half: Half) -> Truth:
-    inputs = nonnegative_inputs(half)
-    results = np.zeros((3, len(inputs)), np.float64)
+    inputs = inputs_of(half)
+    value_alone = half.format.upper_limit is not None
+    results = np.zeros((1 if value_alone else 3, len(inputs)), np.float64)
     margins = np.full(len(inputs), 0.5)
     with mp.workdps(40):
         for column, x in enumerate(inputs):
             # Beyond, no digit of any result changes.
-            t = 1 / (1 + mp.exp(min(mpf(float(x)), 120)))
-            for row, value in enumerate((t, 1 - t, t * (1 - t))):
+            t = 1 / (1 + mp.exp(min(mpf(abs(float(x))), 120)))
+            sigmoid = t if x < 0 else 1 - t
+            for row, value in enumerate((sigmoid,) if value_alone else (t, 1 - t, t * (1 - t))):
                 exponent = max(int(mp.floor(mp.log(value, 2))), half.lowest_exponent)
                 place = mpf(2) ** (exponent - half.precision + 1)
                 quotient = value / place
@@ -313,7 +339,9 @@ def misrounded(half: Half, nearest: Constants, places: Array, x: Array, bits: Ar
     fixed = {name: np.float32(float(value)) for name, value in nearest.scalars().items()}
     shift = fixed["round_shift"]
 
-    a = np.minimum(x, fixed["limit"])
+    # Of -x, for the value alone; the kernels have the signs in their constants.
+    a = x if half.format.upper_limit is None else -np.minimum(x, fixed["upper_limit"])
+    a = np.minimum(a, fixed["limit"])
     shifted = fma(a, fixed["log2_e"], shift)
     r = fma(shifted - shift, -ln2, a)
     p = terms[-1]
@@ -322,7 +350,7 @@ def misrounded(half: Half, nearest: Constants, places: Array, x: Array, bits: Ar
     power = (shifted.view(np.uint32) << 23).view(np.float32)
     t = numerator / fma(p, power, summand)
     complement = np.float32(1) - t
-    results = (t, complement, t * complement)
+    results = (t, complement, t * complement) if half.format.upper_limit is None else (t,)
     return sum((rounded_bits(half, v) != b).sum(1) for v, b in zip(results, bits, strict=True))
 
 
@@ -347,9 +375,10 @@ def steps(half: Half, count: int) -> Iterator[Array]:
 def half_constants(half: Half) -> Constants:
     """The first candidate of a hill climb that rounds every result correctly."""
     format = half.format
-    scale = mpf(2) ** -format.scale
+    scale = round_to(format, format.factor * mpf(2) ** -format.scale)
     nearest = Constants(format, round_to(format, mp.log(2)), mpf(0), scale, scale, [])
-    exp = [round_to(format, c) for c in fit([], format.degree, nearest.half_width)]
+    smooth = fit([], format.degree, nearest.half_width)
+    exp = [round_to(format, format.factor * c) for c in smooth]
     nearest = replace(nearest, exp=exp)
 
     known = truth(half)
@@ -379,6 +408,7 @@ def literal(value: mpf, suffix: str = "") -> str:
 WARNING = "Written by csrc/numerics/generate_coefficients.py; change that and run it again."
 MEANING = {
     "limit": "Larger arguments are clamped to it: sigmoid(-limit), times any number, rounds to 0.",
+    "upper_limit": "Of 1 / (1 + exp(-x)), where `limit` is that of -x: sigmoid(x) rounds to 1.",
     "log2_e": "1 / ln 2.",
     "round_shift": "Adding it rounds to an integer; the low bits are then an exponent field.",
     "ln2_high": "ln 2.",
@@ -407,7 +437,7 @@ def header(items: list[Constants]) -> str:
     for item in items:
         scalar = "float" if item.format.struct_code == "f" else "double"
         suffix = "f" if scalar == "float" else ""
-        lines += ["", f"struct {item.format.name.capitalize()}Constants {{"]
+        lines += ["", f"struct {item.format.structure} {{"]
         is_half = str(item.format in [half.format for half in HALVES]).lower()
         lines += ["  // Whether results are rounded once more, to 16 bits."]
         lines += [f"  static constexpr bool is_half = {is_half};"]
@@ -445,7 +475,9 @@ def main() -> int:
     for item in items:
         print(f"{item.format.name}: degree {item.format.degree}, {error_line(item)}")
     stale = []
-    for path, text in ((HEADER, header(items)), (MODULE, module(items))):
+    # The GPU kernels wait for memory, and have one form for all.
+    of_module = [item for item in items if item.format.upper_limit is None]
+    for path, text in ((HEADER, header(items)), (MODULE, module(of_module))):
         if not path.exists() or path.read_text() != text:
             stale.append(path)
             if not check:

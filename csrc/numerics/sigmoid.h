@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "coefficients.h"
 
@@ -46,6 +47,24 @@ inline V derivative_from_smaller(V t) {
   return fnma(t, t, t);
 }
 
+// The value of a half as 1 / (1 + exp(-x)), without absolute value and selection: every result is
+// the nearest half by either form, so that no bit tells which was taken. In float32 the two differ
+// in last bits, and the value is to be the same beside the derivative and without it. Of float16
+// no constants are known that get all values right in this form.
+template <class C, class V>
+inline V value_of_half(V x) {
+  // Like min, max returns its second argument for NaN.
+  const V a = min(V(C::upper_limit), max(V(-C::limit), x));
+  // -a = n ln 2 + r, of which -r = a + n ln 2 is formed: the signs are those of the constants.
+  const V shifted = fma(a, V(-C::log2_e), V(C::round_shift));
+  const V negative_r = fma(shifted - V(C::round_shift), V(C::ln2_high), a);
+
+  constexpr int degree = sizeof(C::exp) / sizeof(C::exp[0]) - 1;
+  V p = V(C::exp[degree]);
+  for (int i = degree - 1; i >= 0; --i) p = fnma(p, negative_r, V(C::exp[i]));
+  return V(C::numerator) / fma(p, from_exponent_field(shifted), V(C::summand));
+}
+
 // What a kernel computes per element. `apply` reads all inputs before it writes an output, so
 // that an output may be the memory of an input.
 
@@ -53,7 +72,11 @@ struct Value {
   static constexpr int outputs = 1, inputs = 1;
   template <class C, class V>
   static void apply(const V (&in)[1], V (&out)[1]) {
-    out[0] = value_from_smaller(in[0], smaller_of_value_and_complement<C>(in[0]));
+    if constexpr (std::is_same_v<C, Bfloat16Constants>) {
+      out[0] = value_of_half<Bfloat16ValueConstants>(in[0]);
+    } else {
+      out[0] = value_from_smaller(in[0], smaller_of_value_and_complement<C>(in[0]));
+    }
   }
 };
 
