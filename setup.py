@@ -31,7 +31,7 @@ FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-g0"]
 FLAGS += ["-DFUSED_SIGMOID_X86"] if IS_X86 else []
 
 # torch's C++ interface changes between releases: the name tells which one this build is for.
-RELEASE = "_".join(torch.__version__.split("+")[0].split(".")[:2])
+MAJOR, MINOR = torch.__version__.split("+")[0].split(".")[:2]
 
 
 class BuildKernels(BuildExtension):
@@ -51,9 +51,11 @@ class BuildKernels(BuildExtension):
 
 
 setup(
+    # A wheel runs with the release it was built for, and no other.
+    install_requires=[f"torch>=2.11,=={MAJOR}.{MINOR}.*"],
     ext_modules=[
         CppExtension(
-            f"fused_sigmoid._C_torch_{RELEASE}",
+            f"fused_sigmoid._C_torch_{MAJOR}_{MINOR}",
             sources=[
                 "csrc/autograd.cpp",
                 "csrc/cpu.cpp",

@@ -22,10 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PRESENT = [f"{name}=={version(name)}" for name in ("torch", "numpy", "setuptools", "ninja")]
 
 TRIAL = """
-import math, pathlib, sys
+import importlib.metadata, math, pathlib, sys
 import torch
 import fused_sigmoid
 
+requirements = importlib.metadata.requires("fused_sigmoid")
+release = ".".join(torch.__version__.split(".")[:2])
+assert any(f"=={release}.*" in one for one in requirements), requirements
 assert pathlib.Path(fused_sigmoid.__file__).is_relative_to(sys.prefix), fused_sigmoid.__file__
 for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
     x = torch.tensor([-9.0, 0.0, 9.0], dtype=dtype, requires_grad=True)
@@ -63,17 +66,14 @@ def check_contents(archive: Path) -> None:
         if path.suffix in (".h", ".cpp", ".py")
     }
     if archive.suffix == ".whl":
-        others = {
-            name
-            for name in found - package
-            if ".dist-info/" not in name and not name.startswith("fused_sigmoid/_C_torch_")
-        }
-        assert not others, f"{archive.name} holds more than the package: {sorted(others)}"
+        wanted, made = package, (".dist-info/", "fused_sigmoid/_C_torch_")
         assert any(name.startswith("fused_sigmoid/_C_torch_") for name in found)
         assert any(name.endswith("LICENSE") for name in found)
-        wanted = package
     else:
-        wanted = package | sources | {"setup.py", "pyproject.toml", "README.md", "LICENSE"}
+        given = {"setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
+        wanted, made = package | sources | given, (".egg-info/", "PKG-INFO", "setup.cfg")
+    others = {name for name in found - wanted if not any(part in name for part in made)}
+    assert not others, f"{archive.name} holds more than the package: {sorted(others)}"
     assert wanted <= found, f"{archive.name} lacks {sorted(wanted - found)}"
 
 
@@ -90,6 +90,7 @@ def try_in_empty_environment(archive: Path) -> None:
         install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
         run(*install, *PRESENT)
         run(*install, "--no-build-isolation", f"fused_sigmoid[check] @ {archive.as_uri()}")
+        run("-m", "pip", "check", "--disable-pip-version-check")
         run("-c", TRIAL)
         run("-m", "fused_sigmoid", "info")
         run("-m", "fused_sigmoid", "check")
