@@ -215,7 +215,9 @@ def _overridden(
 ) -> Any:
     """For active torch function modes, and arguments that override ``__torch_function__``."""
     relevant = (input, arguments.get("out"))
-    if any(map(has_own_rules, relevant)):
+    # Of the types with rules of their own, torch.fx's records any function: with torch's in the
+    # graph, a traced model would train with torch's gradient.
+    if any(map(has_own_rules, relevant)) and not isinstance(input, torch.fx.Proxy):
         arguments.pop("saved", None)
         return torch_function(input, **arguments)
     return handle_torch_function(function, relevant, input, **arguments)

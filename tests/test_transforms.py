@@ -4,6 +4,7 @@ forward-mode AD, batched gradients, torch.compile, torch.export, tracing, dispat
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -500,6 +501,14 @@ def test_symbolic_trace() -> None:
 
     graph = torch.fx.symbolic_trace(Both())
     check(graph(POINTS), 2 * VALUE + FIRST)
+
+
+def test_symbolic_trace_keeps_the_gradient(sigmoid: Function) -> None:
+    graph = torch.fx.symbolic_trace(lambda x: sigmoid(x * 1))
+    for traced in (graph, pickle.loads(pickle.dumps(graph))):
+        x = leaf()
+        traced(x).sum().backward()
+        check(x.grad, FIRST)
 
 
 # Modes
