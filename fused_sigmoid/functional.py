@@ -112,7 +112,7 @@ def sigmoid_(input: Tensor) -> Tensor:
     if has_torch_function((input,)):
         return _overridden(sigmoid_, torch.sigmoid_, input, {})
     _check(input, "sigmoid_")
-    if not _has_formula(input):
+    if not _has_formula(input) or _is_plain():
         return _torch(torch.sigmoid_, input)
     # Of a copy: the Function keeps what it reads, and the input is overwritten.
     return input.copy_(_formula(formula.Sigmoid, formula.TransformableSigmoid, input.clone()))
@@ -169,12 +169,19 @@ def _has_formula(input: Tensor) -> bool:
     return input.layout == torch.jagged or (input.layout == torch.strided and not input.is_nested)
 
 
-def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
-    # Exported and traced graphs are for inference, and other tools read them: ATen alone.
+def _is_plain() -> bool:
+    """Whether the graph being made is to hold ATen's own operation."""
+    # Exported and traced graphs are for inference, and other tools read them.
     if is_exporting() if is_compiling() else torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    return is_compiling() and not torch.is_grad_enabled()
+
+
+def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
+    if _is_plain():
         return compiled.plain(input)
     if is_compiling():
-        return compiled.apply(input) if torch.is_grad_enabled() else compiled.plain(input)
+        return compiled.apply(input)
     if _needs_composition():
         return transformable.composed(input)
     return transformable.apply(input)

@@ -452,6 +452,17 @@ def test_export_holds_a_plain_sigmoid(strict: bool) -> None:
     torch.testing.assert_close(exported.module()(x), torch.sigmoid(model.linear(x)))
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_in_place_holds_a_plain_sigmoid(strict: bool) -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return fused_sigmoid.sigmoid_(x + 1)
+
+    exported = torch.export.export(InPlace(), (POINTS,), strict=strict)
+    assert operators(exported.graph) == ["aten.add.Tensor", "aten.sigmoid_.default"]
+    check(exported.module()(POINTS - 1), VALUE)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_jit_trace_holds_a_plain_sigmoid() -> None:
     model, x = Model(), torch.randn(4, 3)
