@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix dist check-full lint format bench goals sweep figures clean
+.PHONY: help build demo test test-matrix dist check-full lint format bench instructions goals sweep figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -52,15 +52,18 @@ lint: build ## ruff, mypy, clang-format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc bench -name '*.h' -o -name '*.cpp')
 
 format: build ## format Python and C++
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format -i $$(find csrc bench -name '*.h' -o -name '*.cpp')
 
 bench: build ## the full benchmark of this machine's devices
 	$(BIN)/python -m bench
+
+instructions: build ## record how many instructions each kernel executes
+	$(BIN)/python -m bench.instructions --write
 
 goals: build ## the rows that have a goal on a CPU, met or missed
 	$(BIN)/python -m bench --goals

@@ -1,0 +1,106 @@
+// Counts the instructions that each CPU kernel executes, by stepping through them one at a time:
+// exact, whatever the machine is busy with, and for every instruction set that the CPU runs. Prints
+// a line for each kernel: instruction set, work, dtype, memory, elements, instructions. Depends on
+// the kernels alone; Linux only. Built and read by bench/instructions.py.
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+using namespace fused_sigmoid;
+
+constexpr const char* work_names[work_count] = {"value", "value_and_derivative",
+                                                "backward_from_input", "backward_from_output",
+                                                "backward_from_derivative"};
+constexpr int outputs[work_count] = {1, 2, 1, 1, 1};
+constexpr int inputs[work_count] = {1, 1, 2, 2, 2};
+constexpr const char* dtype_names[dtype_count] = {"float64", "float32", "float16", "bfloat16"};
+constexpr int bytes[dtype_count] = {8, 4, 2, 2};
+
+// Whole rounds of every unrolled loop and whole blocks of strided memory: the difference of two
+// counts leaves out what a call costs once. A step takes over 10 us, so no more than is needed.
+struct Lengths {
+  int64_t few, many;
+};
+constexpr Lengths vectors{256, 512}, single_elements{16, 32}, strided{512, 1024};
+
+struct Operands {
+  std::vector<std::vector<char>> memory;
+  std::vector<char*> data;
+  std::vector<int64_t> strides;
+
+  // Zeros: ordinary inputs in each dtype, on which the portable conversions always branch alike.
+  Operands(int work, int dtype, int64_t step, int64_t count) {
+    for (int i = 0; i < outputs[work] + inputs[work]; ++i) {
+      memory.emplace_back(static_cast<size_t>(count * step * bytes[dtype]) + 64);
+      const uintptr_t begin = reinterpret_cast<uintptr_t>(memory.back().data());
+      data.push_back(reinterpret_cast<char*>((begin + 63) & ~uintptr_t{63}));
+      strides.push_back(step * bytes[dtype]);
+    }
+  }
+};
+
+// A traced child stops before and after the kernel; between the two the parent steps and counts.
+long steps(Kernel kernel, Operands& operands, int64_t count) {
+  const pid_t child = fork();
+  if (child == 0) {
+    if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(2);
+    // Resolves lazily bound functions of the C library and touches the pages.
+    kernel(operands.data.data(), operands.strides.data(), count);
+    raise(SIGUSR1);
+    kernel(operands.data.data(), operands.strides.data(), count);
+    raise(SIGUSR2);
+    _exit(0);
+  }
+  int status = 0;
+  long counted = 0;
+  waitpid(child, &status, 0);
+  if (!WIFSTOPPED(status) || WSTOPSIG(status) != SIGUSR1) return -1;
+  for (;; ++counted) {
+    if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0) return -1;
+    if (waitpid(child, &status, 0) < 0 || !WIFSTOPPED(status)) return -1;
+    if (WSTOPSIG(status) == SIGUSR2) break;
+    if (WSTOPSIG(status) != SIGTRAP) return -1;
+  }
+  kill(child, SIGKILL);
+  waitpid(child, &status, 0);
+  return counted;
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& set : instruction_sets()) {
+    select_instruction_set(set);
+    const bool portable = set == "default";
+    for (int work = 0; work < work_count; ++work) {
+      for (int dtype = 0; dtype < dtype_count; ++dtype) {
+        for (const int64_t step : {1, 2}) {
+          // One kernel tells what all take to gather and scatter.
+          if (step == 2 && (portable || static_cast<Work>(work) != Work::value)) continue;
+          const Lengths& lengths = step == 2 ? strided : portable ? single_elements : vectors;
+          Operands operands(work, dtype, step, lengths.many);
+          const Kernel kernel =
+              selected_kernels().get(static_cast<Work>(work), static_cast<Dtype>(dtype));
+          const long first = steps(kernel, operands, lengths.few);
+          const long second = steps(kernel, operands, lengths.many);
+          if (first < 0 || second < 0) {
+            std::fprintf(stderr, "a traced process cannot be stepped through here\n");
+            return 3;
+          }
+          std::printf("%s %s %s %s %ld %ld\n", set.c_str(), work_names[work], dtype_names[dtype],
+                      step == 1 ? "contiguous" : "strided",
+                      static_cast<long>(lengths.many - lengths.few), second - first);
+        }
+      }
+    }
+  }
+}
