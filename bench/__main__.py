@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from bench import figures, goals, machine, report, results, runs, sweep
+from bench import compare, figures, goals, machine, report, results, runs, sweep
 from bench.peers import DEFAULT_PEERS, PEERS
 from bench.results import COPY, Result, Task
 from bench.runs import Options, Patience
@@ -57,6 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     chosen = parser.parse_args(given)
+    if chosen.compare:
+        try:
+            before, after = (results.read(path) for path in chosen.compare)
+        except (OSError, ValueError) as error:
+            parser.error(f"argument --compare: {error}")
+        print(compare.terminal(before, after))
+        return 0
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: torch sees no CUDA device here; accepted is: cpu")
     try:
@@ -133,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         "--sweep",
         action="store_true",
         help="never slower than torch? all sizes, dtypes, layouts and saved, worst first",
+    )
+    what.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("A.json", "B.json"), help="two result files"
     )
     what.add_argument("--plan", type=Path, metavar="FILE", help="the cells and peers in this file")
     add("--sizes", nargs="+", type=_size, metavar="N", help="elements: 1000, 64Ki, 16Mi")

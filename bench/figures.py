@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench import goals, report, results, sweep
+from bench import goals, instructions, report, results, sweep
 from bench.results import COPY, OURS, Cell, Result, Row
 
 # One colour a peer in every picture (Okabe and Ito's set, told apart by the colour-blind too).
@@ -47,7 +47,14 @@ COLOURS = {
     COPY: "#777777",
 }
 MARKERS = {OURS: "o", COPY: ""}
-RESOLUTION = 150
+# As bench.works has them; figures are drawn where torch, on which that depends, is not.
+WORK_TITLES = {
+    "forward": "forward, out= given",
+    "forward-fresh": "forward, fresh output",
+    "pair": "value and derivative",
+    "training": "forward + backward",
+}
+RESOLUTION = 130
 WIDEST_BAR = 0.3
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {
@@ -71,25 +78,39 @@ class BadBlockError(ValueError):
 
 
 def draw(found: Sequence[Result], folder: Path) -> list[Path]:
-    """Two pictures for each device, clock and number of threads; returns their paths."""
+    """Two pictures for each device, clock, number of threads and dtype; returns their paths.
+
+    Their names hold the machine's only where several would get the same name otherwise, so that a
+    page's link outlives a measurement on another machine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stories: dict[tuple[str, str, int, str], list[Row]] = {}
+    stories: dict[tuple[str, str, str], list[Row]] = {}
+    machines: dict[str, set[str]] = {}
     for result in found:
+        if result.kind != "bench":
+            continue
+        name = result.machine["name"]
         for row in result.rows:
             cell = row.cell
-            key = (result.machine["name"], cell.clock, cell.threads, cell.device)
-            stories.setdefault(key, []).append(row)
+            on_cpu = cell.device == "cpu"
+            on = report.threads_text(cell.threads) if on_cpu else f"{cell.clock} time"
+            stories.setdefault((name, f"{cell.device}, {on}", cell.dtype), []).append(row)
+            machines.setdefault(cell.device, set()).add(name)
     written = []
-    for (name, clock, threads, device), rows in stories.items():
-        on = report.threads_text(threads) if device == "cpu" else f"{clock} time"
-        title = f"{name}, {on}"
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{device} {title}".lower()).strip("-")
+    for (name, place, dtype), rows in stories.items():
+        several = len(machines[rows[0].cell.device]) > 1
+        slug = _slug(f"{place} {name} {dtype}" if several else f"{place} {dtype}")
+        title = f"{dtype}\n{name}, {place.partition(', ')[2]}"
         written.append(folder / f"time-{slug}.png")
         _save(_time_per_element(rows, title), written[-1])
         if any(row.peer != COPY for row in rows):
             written.append(folder / f"speed-{slug}.png")
             _save(_speed(rows, title), written[-1])
     return written
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _time_per_element(rows: list[Row], title: str) -> Figure:
@@ -145,9 +166,8 @@ def _speed(rows: list[Row], title: str) -> Figure:
         panel.axhline(1, color="black", linewidth=1)
         panel.set_yscale("log", base=2)
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        line = [row for row in rows if row.cell.work == cell_rows[0].cell.work]
-        low = min(row.ratio.first_quartile for row in line)
-        high = max(row.ratio.third_quartile for row in line)
+        low = min(row.ratio.first_quartile for row in cell_rows)
+        high = max(row.ratio.third_quartile for row in cell_rows)
         panel.set_ylim(min(0.5, 0.9 * low), max(2, 1.1 * high))
         panel.yaxis.set_minor_locator(NullLocator())
         panel.set_xticks(range(len(sizes)), [report.size_text(size) for size in sizes])
@@ -160,28 +180,30 @@ def _speed(rows: list[Row], title: str) -> Figure:
 
 
 def _panels(rows: list[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
-    """Small multiples: a line for each work, a column for each dtype."""
-    works = list(dict.fromkeys(row.cell.work for row in rows))
-    dtypes = list(dict.fromkeys(row.cell.dtype for row in rows))
+    """A panel for each work and layout, two in a line."""
+    works: dict[str, list[Row]] = {}
+    for row in rows:
+        title = WORK_TITLES.get(row.cell.work, row.cell.work)
+        title += f", saved={row.cell.saved}" * (row.cell.saved != "auto")
+        title += f", {row.cell.layout}" * (row.cell.layout != "contiguous")
+        works.setdefault(title, []).append(row)
+    columns = min(2, len(works))
+    lines = math.ceil(len(works) / columns)
     figure, axes = plt.subplots(
-        len(works),
-        len(dtypes),
-        figsize=(1.2 + 4.4 * len(dtypes), 1.2 + 2.7 * len(works)),
+        lines,
+        columns,
+        figsize=(0.8 + 5.2 * columns, 1.4 + 3.1 * lines),
         squeeze=False,
-        sharey="row",
         layout="constrained",
     )
     panels = []
-    for work, line in zip(works, axes, strict=True):
-        for dtype, panel in zip(dtypes, line, strict=True):
-            chosen = [row for row in rows if row.cell.work == work and row.cell.dtype == dtype]
-            if not chosen:
-                panel.set_axis_off()
-                continue
-            panel.set_title(f"{work}, {dtype}", fontsize=10)
-            panel.grid(True, which="major", linewidth=0.4, alpha=0.5)
-            panel.set_axisbelow(True)
-            panels.append((panel, chosen))
+    for panel in axes.flat[len(works) :]:
+        panel.set_axis_off()
+    for (work, chosen), panel in zip(works.items(), axes.flat, strict=False):
+        panel.set_title(work, fontsize=10)
+        panel.grid(True, which="major", linewidth=0.4, alpha=0.5)
+        panel.set_axisbelow(True)
+        panels.append((panel, chosen))
     return figure, panels
 
 
@@ -284,8 +306,10 @@ def _table(name: str, found: Sequence[Result]) -> str:
     kind, *words = name.split()
     if kind == "machine":
         return report.markdown_machine(found)
+    if kind == "instructions":
+        return instructions.markdown()
     if kind not in TABLES:
-        accepted = ", ".join(("machine", *TABLES))
+        accepted = ", ".join(("machine", "instructions", *TABLES))
         raise BadBlockError(f"figures:begin {name}: no table {kind!r}; accepted are {accepted}")
     wanted: dict[str, set[str]] = {}
     for word in words:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from bench import roofline
 from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread
 
 PREFIXES = ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
@@ -55,6 +56,7 @@ def work_text(cell: Cell) -> str:
 def terminal(result: Result) -> str:
     """Every row, a table for each dtype, work and thread count; then what was skipped."""
     parts = []
+    shares = roofline.shares(result.rows)
     for title, rows in groups(result.rows).items():
         lines = [
             (
@@ -65,11 +67,12 @@ def terminal(result: Result) -> str:
                 ratio_text(row.ratio),
                 f"{row.gigabytes_per_second:.3g}",
                 _percent(row.copy_fraction),
+                shares[row.cell].binds if row.cell in shares else "",
             )
             for row in sorted(rows, key=lambda row: row.cell.size)
         ]
-        head = ("size", "peer", "ours", "peer's", "peer / ours", "ours GB/s", "of copy_")
-        aligned = ("right", "left", "right", "right", "right", "right", "right")
+        head = ("size", "peer", "ours", "peer's", "peer / ours", "ours GB/s", "of copy_", "binds")
+        aligned = ("right", "left", *("right",) * 5, "left")
         table = tabulate(lines, headers=head, colalign=aligned, disable_numparse=True)
         parts.append(f"{title}\n{table}")
     if result.skips:
@@ -83,8 +86,8 @@ def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         cell = row.cell
         title = (
-            f"{cell.dtype}, {cell.work}, {threads_text(cell.threads)}, {cell.device}"
-            f" ({cell.clock} clock, {cell.cache} cache)"
+            f"{cell.dtype}, {work_text(cell)}, {cell.layout}, {threads_text(cell.threads)},"
+            f" {cell.device} ({cell.clock} clock, {cell.cache} cache)"
         )
         found.setdefault(title, []).append(row)
     return found
@@ -127,17 +130,25 @@ def markdown_speed(rows: Sequence[Row]) -> str:
 
 
 def markdown_roofline(rows: Sequence[Row]) -> str:
-    """Time of ours, bytes a second, and how much of a copy's speed that is."""
+    """Time of ours, bytes a second, how much of a copy's speed that is, and what binds it."""
     lines: dict[tuple[Any, ...], dict[str, str]] = {}
+    shares = roofline.shares(rows)
     for row in rows:
         if row.peer != COPY:
             continue
+        share = shares[row.cell]
         lines[_key(row)] = {
             "ours": seconds_text(row.ours.median),
             "GB/s": f"{row.gigabytes_per_second:.3g}",
             "of copy_": _percent(row.copy_fraction),
+            "of fastest size": _percent(share.arithmetic),
+            "page faults": "" if row.page_faults is None else f"{row.page_faults:,.0f}",
+            "binds": share.binds,
         }
-    return _markdown(lines, ("ours", "GB/s", "of copy_"), {})
+    columns = ["ours", "GB/s", "of copy_", "of fastest size", "page faults", "binds"]
+    if not any(line["page faults"] for line in lines.values()):
+        columns.remove("page faults")
+    return _markdown(lines, columns, {})
 
 
 def markdown_machine(results: Sequence[Result]) -> str:
@@ -168,7 +179,8 @@ def _key(row: Row) -> tuple[Any, ...]:
         cell.device,
         cell.clock,
         threads_text(cell.threads),
-        cell.work,
+        work_text(cell),
+        cell.layout,
         cell.dtype,
         cell.size,
     )
@@ -178,17 +190,19 @@ def _markdown(
     lines: dict[tuple[Any, ...], dict[str, str]], columns: Sequence[str], names: dict[str, str]
 ) -> str:
     """A table that leads with what tells its lines apart; what all share is left out."""
-    labels = ("device", "clock", "threads", "work", "dtype", "size")
+    labels = ("device", "clock", "threads", "work", "layout", "dtype", "size")
     stories = list(dict.fromkeys(key[:-1] for key in lines))
     order = sorted(lines, key=lambda key: (stories.index(key[:-1]), key[-1]))
-    differing = [at for at in range(len(labels)) if len({key[at] for key in lines}) > 1 or at == 5]
+    last = len(labels) - 1
+    differing = [at for at in range(last) if len({key[at] for key in lines}) > 1] + [last]
     table = [
-        [size_text(key[at]) if at == 5 else key[at] for at in differing]
+        [size_text(key[at]) if at == last else key[at] for at in differing]
         + [line.get(column, "") for column in columns]
         for key, line in ((key, lines[key]) for key in order)
     ]
     head = [labels[at] for at in differing] + [names.get(column, column) for column in columns]
-    aligned = ["left"] * (len(differing) - 1) + ["right"] * (1 + len(columns))
+    aligned = ["left"] * (len(differing) - 1) + ["right"]
+    aligned += ["left" if column == "binds" else "right" for column in columns]
     return tabulate(table, headers=head, tablefmt="pipe", colalign=aligned, disable_numparse=True)
 
 

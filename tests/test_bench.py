@@ -19,7 +19,7 @@ for needed in ("matplotlib", "tabulate", "tqdm"):
     pytest.importorskip(needed)
 
 from bench import __main__ as command_line  # noqa: E402
-from bench import compatibility, figures, goals, report, results, runs, sweep, works  # noqa: E402
+from bench import compatibility, figures, goals, report, results, roofline, runs, sweep, works  # noqa: E402
 from bench.peers import PEERS, FusedSigmoid, TorchEager  # noqa: E402
 from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread, Task  # noqa: E402
 from bench.timing import (  # noqa: E402
@@ -443,10 +443,10 @@ before
 <!-- figures:end -->
 after
 <!-- figures:begin roofline -->
-|   size |   ours |   GB/s |   of copy_ |
-|-------:|-------:|-------:|-----------:|
-|   1 Ki |   2 µs |    4.1 |       50 % |
-|   1 Mi |   2 ms | 0.0041 |       50 % |
+|   size |   ours |   GB/s |   of copy_ |   of fastest size | binds               |
+|-------:|-------:|-------:|-----------:|------------------:|:--------------------|
+|   1 Ki |   2 µs |    4.1 |       50 % |              98 % | arithmetic in cache |
+|   1 Mi |   2 ms | 0.0041 |       50 % |             100 % | arithmetic in cache |
 <!-- figures:end -->
 <!-- figures:begin machine -->
 | device   | CPU capability   | versions     | commit       | date       | command           |
@@ -475,7 +475,7 @@ def test_blocks_of_a_page_are_rewritten_and_a_stale_one_is_noticed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ("sped", "no table 'sped'; accepted are machine, speed, roofline"),
+        ("sped", "no table 'sped'; accepted are machine, instructions, speed, roofline"),
         ("speed colour=red", "'colour=red' is no filter; accepted are device=VALUE"),
         ("speed dtype=float64", "no row of the results matches"),
     ],
@@ -506,13 +506,68 @@ def test_pictures_are_drawn_from_the_file_alone(tmp_path: Path) -> None:
     results.write(some_result(), tmp_path / "result.json")
     assert figures.main([str(tmp_path / "result.json"), "--output", str(tmp_path / "drawn")]) == 0
     names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
-    assert names == ["speed-cpu-a-cpu-1-thread.png", "time-cpu-a-cpu-1-thread.png"]
+    assert names == ["speed-cpu-1-thread-float32.png", "time-cpu-1-thread-float32.png"]
+
+
+def test_two_machines_get_pictures_of_their_own(tmp_path: Path) -> None:
+    other = some_result()
+    other.machine = {**other.machine, "name": "B CPU"}
+    drawn = figures.draw([some_result(), other], tmp_path)
+    assert sorted(path.name for path in drawn) == [
+        "speed-cpu-1-thread-a-cpu-float32.png",
+        "speed-cpu-1-thread-b-cpu-float32.png",
+        "time-cpu-1-thread-a-cpu-float32.png",
+        "time-cpu-1-thread-b-cpu-float32.png",
+    ]
 
 
 def test_the_terminal_shows_rows_and_what_is_missing() -> None:
     text = report.terminal(some_result())
     assert "1.50 [1.50, 1.50]" in text
     assert "package flag_gems is not installed" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "seconds", "of_copy", "faults", "binds"),
+    [
+        (1, 1e-6, 0.9, 0.0, "call overhead"),
+        (2**10, 1.2e-6, 0.9, 0.0, "call overhead"),
+        (2**16, 1.3e-5, 0.4, 0.0, "arithmetic in cache"),
+        (2**20, 2.6e-4, 0.95, 0.0, "memory bandwidth"),
+        (2**24, 8e-3, 0.95, 0.0, "memory bandwidth"),
+        (2**24, 2e-2, 0.4, 4096.0, "page faults"),
+        (2**24, 2e-2, 0.4, 0.0, "none alone"),
+        (2**24, 2e-2, 0.4, None, "none of the measured"),
+    ],
+)
+def test_what_binds_is_what_explains_the_time(
+    size: int, seconds: float, of_copy: float, faults: float | None, binds: str
+) -> None:
+    def measured(size: int, seconds: float, of_copy: float, faults: float | None) -> Row:
+        found = row(COPY, seconds, of_copy * seconds, replace(CELL, size=size))
+        return replace(found, copy_fraction=of_copy, page_faults=faults)
+
+    others = [measured(1, 1e-6, 0.9, 0.0), measured(2**16, 1.3e-5, 0.4, 0.0)]
+    rows = [other for other in others if other.cell.size != size]
+    rows.append(measured(size, seconds, of_copy, faults))
+    assert roofline.shares(rows)[rows[-1].cell].binds == binds
+
+
+def test_two_results_are_compared_row_by_row_the_worst_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = some_result(), some_result()
+    # The small rows twice as slow as they were, one large row faster, the other gone.
+    after.rows = [row("torch", 4e-6, 3e-6), row("torch", 1e-3, 5e-3, before.rows[3].cell)]
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for result, file in zip((before, after), files, strict=True):
+        results.write(result, file)
+    assert command_line.main(["--compare", *map(str, files)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-4:-2]] == ["0.50", "2.00"]
+    assert "1.50 [1.50, 1.50]" in lines[-4]
+    assert "0.75 [0.75, 0.75]" in lines[-4]
+    assert lines[-1] == "2 rows in both, 2 in A alone, 0 in B alone"
 
 
 # Whole runs

@@ -20,7 +20,10 @@ def _counts(sources: Path) -> dict[str, float]:
         compiler = instructions.compiler()
         if compiler != record["compiler"]:
             pytest.skip(f"recorded with {record['compiler']}; here is {compiler}")
-        return instructions.count(sources)
+        counts = instructions.count(sources)
+        if not any(name.startswith("avx2 ") for name in counts):
+            pytest.skip("without AVX2 the C library's fma is computed in software")
+        return counts
     except instructions.CannotCountError as reason:
         pytest.skip(str(reason))
 
@@ -32,27 +35,30 @@ def test_kernels_execute_the_recorded_instructions() -> None:
     assert not moved, "\n".join([*moved, "if meant: python -m bench.instructions --write"])
 
 
-def test_one_operation_more_is_noticed(tmp_path: Path) -> None:
-    """A multiplication by a number that the compiler cannot know, once a vector."""
+def test_one_operation_more_is_noticed_in_every_kernel_that_has_it(tmp_path: Path) -> None:
     sources = tmp_path / "csrc"
     shutil.copytree(instructions.ROOT / "csrc", sources)
     header = sources / "numerics/sigmoid.h"
     text = header.read_text(encoding="utf-8")
-    written = "out[0] = in[0] * in[1];"
-    assert text.count(written) == 1
-    text = text.replace(written, "out[0] = in[0] * in[1] * in[0];")
+    for written, more in (
+        ("out[0] = in[0] * in[1];", "out[0] = in[0] * in[1] * in[0];"),
+        ("const V a = min(V(C::limit), abs(x));", "const V a = min(V(C::limit), abs(x)) * x;"),
+    ):
+        assert text.count(written) == 1
+        text = text.replace(written, more)
     header.write_text(text, encoding="utf-8")
-    moved = instructions.changes(
-        instructions.recorded()["instructions_per_element"], _counts(sources)
-    )
-    names = {line.split(":")[0] for line in moved}
-    assert names
-    assert {name.split()[1] for name in names} == {"backward_from_derivative"}
-    assert {name.split()[2] for name in names} == set(instructions.DTYPES)
+    record = instructions.recorded()["instructions_per_element"]
+    counts = _counts(sources)
+    moved = {line.split(":")[0] for line in instructions.changes(record, counts)}
+    # The backward from the output has neither operation. The halves are left out: on AVX2 the
+    # compiler then keeps other values in registers, and saves as many instructions as were added.
+    with_it = {name for name in counts if " backward_from_output " not in name}
+    assert moved <= with_it
+    assert {name for name in with_it if " float32 " in name or " float64 " in name} <= moved
 
 
 @pytest.mark.parametrize(
-    ("now", "moved"), [(1.0, False), (1.019, False), (0.981, False), (1.021, True), (0.979, True)]
+    ("now", "moved"), [(1.0, False), (1.002, False), (0.998, False), (1.004, True), (0.996, True)]
 )
 def test_the_margin(now: float, moved: bool) -> None:
     assert bool(instructions.changes({"avx2 value": 1.0}, {"avx2 value": now})) == moved
