@@ -106,9 +106,12 @@ def free_memory() -> int | None:
 
 
 def commit() -> dict[str, Any]:
-    """The commit checked out, and whether the tree differs from it; None outside a repository."""
+    """The commit checked out, and whether the tree differs from it; None outside a repository.
+
+    Results are no part of what was measured: one that was just written is no change.
+    """
     head = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain")
+    changes = _git("status", "--porcelain", "--", ".", ":!bench/results")
     return {"commit": head or None, "dirty": None if changes is None else bool(changes)}
 
 
