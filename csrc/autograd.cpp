@@ -239,12 +239,15 @@ class SigmoidNode : public torch::autograd::Node {
     constexpr size_t references = 2;  // the saved one and the caller's
     if (derivative.use_count() != references || derivative.storage().use_count() != 1) return false;
     // The result's strides are then the derivative's.
+    const bool laid_out_alike =
+        (derivative.is_contiguous() && grad.is_contiguous()) ||
+        (derivative.is_non_overlapping_and_dense() && grad.strides() == derivative.strides());
     const auto is_zero = [](int64_t stride) { return stride == 0; };
     const bool is_expanded_scalar =
         std::all_of(grad.strides().begin(), grad.strides().end(), is_zero);
     return for_kernels(grad) && grad.scalar_type() == derivative.scalar_type() &&
            grad.sizes() == derivative.sizes() && grad.device() == derivative.device() &&
-           derivative.is_contiguous() && (grad.is_contiguous() || is_expanded_scalar);
+           (laid_out_alike || (derivative.is_non_overlapping_and_dense() && is_expanded_scalar));
   }
 
   static at::Tensor gradient(const at::Tensor& grad, const at::Tensor& variable,

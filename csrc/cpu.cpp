@@ -77,11 +77,17 @@ at::Tensor empty_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype, size
   return tensor;
 }
 
+// From here on malloc maps each allocation anew (DEFAULT_MMAP_THRESHOLD_MAX of glibc). Below, it
+// may give memory that has its pages already, and does so less often for the larger size.
+constexpr size_t always_mapped = size_t{32} << 20;
+
 // The output for an iterator over contiguous tensors like this one, if it is to lie in huge pages;
 // else undefined, and the iterator allocates it.
 at::Tensor large_output_like(const at::Tensor& tensor) {
   const bool like = tensor.is_contiguous() && has_kernel_dtype(tensor) && !has_names(tensor, 0);
-  if (!like || !gets_huge_pages(tensor.nbytes())) return at::Tensor();
+  if (!like || tensor.nbytes() < always_mapped || !gets_huge_pages(tensor.nbytes())) {
+    return at::Tensor();
+  }
   return empty_in_huge_pages(tensor.sizes(), tensor.scalar_type(), tensor.nbytes());
 }
 

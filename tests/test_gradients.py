@@ -235,12 +235,25 @@ def test_hooks_see_the_gradients(saved: str) -> None:
 # With saved="derivative" the gradient takes the memory of the saved derivative when that is over.
 
 
+DENSE = {
+    "contiguous": lambda: torch.randn(1 << 10, 1 << 10),
+    "transposed": lambda: torch.randn(1 << 11, 1 << 9).t(),
+    "channels_last": lambda: torch.randn(4, 64, 64, 64).to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
-def test_gradient_takes_the_memory_of_the_saved_derivative(dtype: torch.dtype) -> None:
-    input = torch.randn(1 << 20).to(dtype).requires_grad_()
-    ones = torch.ones_like(input)
+def test_gradient_takes_the_memory_of_the_saved_derivative(dtype: torch.dtype, layout: str) -> None:
+    input = DENSE[layout]().to(dtype).requires_grad_()
+    grad = torch.randn_like(input)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        torch.autograd.grad(sigmoid(input, saved="derivative"), input, ones)
+        (gradient,) = torch.autograd.grad(sigmoid(input, saved="derivative"), input, grad)
+    assert gradient.stride() == input.stride()
+    finfo = torch.finfo(dtype)
+    tolerance = {"rtol": 3 * finfo.eps, "atol": finfo.smallest_normal * finfo.eps}
+    expected = (grad.double() * _expected(input.double())).to(dtype)
+    torch.testing.assert_close(gradient, expected, **tolerance)
     nbytes = input.numel() * input.element_size()
     allocated = [event for event in profiler.events() if event.self_cpu_memory_usage > 0]
     assert sum(event.self_cpu_memory_usage for event in allocated) < 2.1 * nbytes
