@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from ._extension import extension
 from .functional import check_saved, sigmoid
@@ -37,8 +38,9 @@ class FusedSigmoid(nn.Sigmoid):
     tensor([0.5000, 0.8808])
     """
 
-    # Of the class too, so that an nn.Sigmoid that becomes a FusedSigmoid has it.
-    saved: str = "auto"
+    # Of the class too, so that an nn.Sigmoid that becomes a FusedSigmoid has it. TorchScript reads
+    # no annotation of a class that stands in quotes, as all do here.
+    saved = "auto"
 
     def __init__(self, saved: str = "auto") -> None:
         super().__init__()
@@ -47,25 +49,18 @@ class FusedSigmoid(nn.Sigmoid):
 
     def forward(self, input: Tensor) -> Tensor:
         """σ of every element of ``input``."""
-        # What sigmoid() does first; calling it for that would cost 5 % of a call of one element.
-        if not is_dynamo_compiling():
-            value = extension.sigmoid(input, self.saved)
-            if value is not None:
-                return value
-        return sigmoid(input, saved=self.saved)
+        if not is_scripting():
+            # What sigmoid() does first; calling it for that costs 5 % of a call of one element.
+            if not is_dynamo_compiling():
+                value = extension.sigmoid(input, self.saved)
+                if value is not None:
+                    return value
+            return sigmoid(input, saved=self.saved)
+        # TorchScript skips the block above. Not by __prepare_scriptable__, with which
+        # torch.jit.script exchanges the module in the caller's model, too, and drops its hooks.
+        if self.saved != "output" and input.is_floating_point():
+            return torch.ops.fused_sigmoid.sigmoid(input)
+        return torch.sigmoid(input)
 
     def extra_repr(self) -> str:
         return "" if self.saved == "auto" else f"saved={self.saved!r}"
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script compiles in place of this module."""
-        return nn.Sigmoid() if self.saved == "output" else ScriptableSigmoid()
-
-
-class ScriptableSigmoid(nn.Module):
-    """A FusedSigmoid in TorchScript, whose interpreter calls the operator."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.is_floating_point():
-            return torch.ops.fused_sigmoid.sigmoid(input)
-        return torch.sigmoid(input)

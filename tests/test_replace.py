@@ -288,6 +288,32 @@ def test_scripts(saved: str, tmp_path: Path) -> None:
             torch.testing.assert_close(scripted(x), torch.sigmoid(x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("saved", SAVED)
+def test_scripting_keeps_hooks_and_leaves_the_model_alone(saved: str) -> None:
+    def doubled(self: nn.Module, input: tuple[Tensor], output: Tensor) -> Tensor:
+        return output * 2
+
+    activation = FusedSigmoid(saved).eval()
+    activation.register_forward_hook(doubled)
+    model = nn.Sequential(nn.Identity(), activation)
+    scripted = torch.jit.script(model)
+    torch.testing.assert_close(scripted(X), 2 * torch.sigmoid(X))
+    assert scripted[1].training is False
+    assert model[1] is activation
+    assert type(activation) is FusedSigmoid
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_replaced_models_are_scripted() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Sigmoid(), Subclass())
+    replace_sigmoid(model, subclasses=True)
+    scripted = torch.jit.freeze(torch.jit.script(model.eval()))
+    torch.testing.assert_close(scripted(X), torch.sigmoid(torch.sigmoid(X)))
+    assert restore_sigmoid(model) == 2
+    assert [type(module) for module in model[1:]] == [nn.Sigmoid, Subclass]
+
+
 def test_is_an_nn_sigmoid() -> None:
     assert isinstance(FusedSigmoid(), nn.Sigmoid)
     assert list(FusedSigmoid().parameters()) == []
