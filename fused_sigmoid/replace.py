@@ -16,22 +16,27 @@ from torch.utils._contextlib import context_decorator
 from . import functional
 from .modules import FusedSigmoid
 
-# Where a module that was of a subclass of nn.Sigmoid keeps its class.
-_ORIGINAL = "class_before_fused_sigmoid"
+# Where a turned module keeps its class, if that was a subclass, and an attribute of its own that
+# was named ``saved``.
+_CLASS = "class_before_fused_sigmoid"
+_SAVED = "saved_before_fused_sigmoid"
 
 
 def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool = False) -> int:
     """Turns every ``nn.Sigmoid`` in ``model`` into a :class:`FusedSigmoid`, in place.
 
     The module objects stay the same: hooks, training flags, sharing, names and the state dict
-    are untouched, and ``model`` itself may be an ``nn.Sigmoid``.
+    are untouched, and ``model`` itself may be an ``nn.Sigmoid``. What is a :class:`FusedSigmoid`
+    already keeps its ``saved``. A module with a ``forward`` of its own, be it the class's or set on
+    the object, may compute something else and is left alone.
 
     Args:
         model: the module to search, itself included.
         saved: what the new modules keep for the backward pass; see :class:`FusedSigmoid`, also
             for a sigmoid whose output goes to ``nn.BCELoss``.
-        subclasses: whether modules of subclasses of ``nn.Sigmoid``, which may compute something
-            else, are turned as well.
+        subclasses: whether modules of subclasses of ``nn.Sigmoid`` are turned as well. Until
+            :func:`restore_sigmoid` they are of the class :class:`FusedSigmoid`, without the methods
+            of the subclass.
 
     Returns:
         How many modules were turned; a shared one counts once.
@@ -52,12 +57,15 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool =
     turned = [
         module
         for module in _modules(model)
-        if type(module) is nn.Sigmoid
-        or (subclasses and isinstance(module, nn.Sigmoid) and type(module) is not FusedSigmoid)
+        if isinstance(module, nn.Sigmoid)
+        and (subclasses or type(module) is nn.Sigmoid)
+        and getattr(module.forward, "__func__", None) is nn.Sigmoid.forward
     ]
     for module in turned:
         if type(module) is not nn.Sigmoid:
-            module.__dict__[_ORIGINAL] = type(module)
+            module.__dict__[_CLASS] = type(module)
+        if "saved" in module.__dict__:
+            module.__dict__[_SAVED] = module.__dict__["saved"]
         module.__class__ = FusedSigmoid
         module.__dict__["saved"] = saved
     return len(turned)
@@ -75,8 +83,10 @@ def restore_sigmoid(model: nn.Module) -> int:
     """
     turned = [module for module in _modules(model) if type(module) is FusedSigmoid]
     for module in turned:
-        module.__class__ = module.__dict__.pop(_ORIGINAL, nn.Sigmoid)
+        module.__class__ = module.__dict__.pop(_CLASS, nn.Sigmoid)
         module.__dict__.pop("saved", None)
+        if _SAVED in module.__dict__:
+            module.__dict__["saved"] = module.__dict__.pop(_SAVED)
     return len(turned)
 
 

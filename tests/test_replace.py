@@ -218,23 +218,53 @@ def test_not_a_module(function: Callable[[Any], int], value: Any) -> None:
         function(value)
 
 
-class Scaled(nn.Sigmoid):
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * super().forward(input)
-
-
 def test_subclasses_are_left_alone_unless_asked_for() -> None:
-    model = nn.Sequential(Scaled(), nn.Sigmoid(), FusedSigmoid("input"))
+    model = nn.Sequential(Subclass(), nn.Sigmoid(), FusedSigmoid("input"))
     assert replace_sigmoid(model) == 1
-    assert type(model[0]) is Scaled
+    assert type(model[0]) is Subclass
     assert replace_sigmoid(model, saved="output", subclasses=True) == 1
     assert [type(module) for module in model] == [FusedSigmoid] * 3
     assert [module.saved for module in model] == ["output", "auto", "input"]
     twin = copy.deepcopy(model)
     for restored in (model, twin):
         assert restore_sigmoid(restored) == 3
-        assert [type(module) for module in restored] == [Scaled, nn.Sigmoid, nn.Sigmoid]
-        assert vars(restored[0]) == vars(Scaled())
+        assert [type(module) for module in restored] == [Subclass, nn.Sigmoid, nn.Sigmoid]
+        assert vars(restored[0]) == vars(Subclass())
+
+
+class Scaled(nn.Sigmoid):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Named(FusedSigmoid):
+    pass
+
+
+def test_what_computes_something_else_is_left_alone() -> None:
+    changed = nn.Sigmoid()
+    original = changed.forward
+    changed.forward = lambda input: 3 * original(input)  # as libraries that wrap modules do
+    model = nn.Sequential(Scaled(), changed, Named("derivative"))
+    expected = model(X)
+    assert replace_sigmoid(model, subclasses=True) == 0
+    assert [type(module) for module in model] == [Scaled, nn.Sigmoid, Named]
+    torch.testing.assert_close(model(X), expected)
+    assert restore_sigmoid(model) == 0
+
+
+@pytest.mark.parametrize("kind", [nn.Sigmoid, Subclass])
+def test_an_attribute_named_saved_comes_back(kind: type[nn.Sigmoid]) -> None:
+    module = kind()
+    module.saved = "by the user"
+    model = nn.Sequential(module)
+    attributes = dict(vars(module))
+    assert replace_sigmoid(model, saved="output", subclasses=True) == 1
+    assert not is_exact(gradient_of(model))
+    for restored in (copy.deepcopy(model), model):
+        assert restore_sigmoid(restored) == 1
+        assert vars(restored[0]) == attributes
+        assert restore_sigmoid(restored) == 0
 
 
 def _encoder() -> nn.Module:
