@@ -174,7 +174,7 @@ class SigmoidNode : public torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {at::Tensor()};
-    const at::Tensor variable = variable_.unpack(getptr()), derivative = derivative_.unpack();
+    const at::Tensor variable = unpacked_variable(), derivative = derivative_.unpack();
     if (!takes_derivative(grads[0], derivative)) return {gradient(grads[0], variable, derivative)};
     // Whoever runs this node again is told so, even if an error ends this backward pass here.
     variable_.reset_data();
@@ -227,6 +227,22 @@ class SigmoidNode : public torch::autograd::Node {
 
   static bool saves_input(const at::Tensor& tensor) {
     return saved == Saved::input || (saved == Saved::derivative && keeps_input(tensor));
+  }
+
+  // Torch's sigmoid keeps its output alone, so that models change its input in place: x *=
+  // sigmoid(x). Torch's error for that does not name the sigmoid.
+  at::Tensor unpacked_variable() {
+    try {
+      return variable_.unpack(getptr());
+    } catch (c10::Error& error) {
+      if (saves_input_ &&
+          error.msg().find("modified by an inplace operation") != std::string::npos) {
+        error.add_context(
+            "fused_sigmoid keeps the sigmoid's input for an exact gradient, so it must not change "
+            "before the backward pass; with saved=\"output\" it may, as with nn.Sigmoid");
+      }
+      throw;
+    }
   }
 
   // Whether the gradient may take the memory of the saved derivative: nothing else holds it, and

@@ -50,7 +50,8 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
 
             - ``"derivative"``: σ', computed in the same pass as σ; backward is one product, which
               takes the memory of σ' unless the graph is kept.
-            - ``"input"``: the input; backward computes σ' again from it.
+            - ``"input"``: the input; backward computes σ' again from it. It must not be changed in
+              place before that, nor in float64 with ``"derivative"``.
             - ``"output"``: the output; no more memory than ``nn.Sigmoid``, and its gradient.
             - ``"auto"``: whichever of the first two is faster for the device, dtype and size.
 
@@ -196,14 +197,17 @@ def _needs_composition() -> bool:
 
 
 def _torch(function: Callable[..., Any], input: Tensor, **arguments: Any) -> Any:
-    """torch's own operation; what it rejects, with a message that says what is accepted."""
+    """torch's own operation; of an input that it rejects, a message that says what is accepted."""
     try:
         return function(input, **arguments)
     except (NotImplementedError, RuntimeError) as error:
         supported = input.layout == torch.strided and not input.is_quantized
         if (supported and not isinstance(error, NotImplementedError)) or is_compiling():
             raise
-        kind = f"layout {input.layout}, dtype {input.dtype}"
+        # Not the input, then, but out, or that forward-mode AD follows one of them.
+        if _has_formula(input):
+            raise
+        kind = f"{'nested, ' if input.is_nested else ''}layout {input.layout}, dtype {input.dtype}"
         raise type(error)(f"sigmoid(): argument 'input' has {kind}; {ACCEPTED}") from error
 
 

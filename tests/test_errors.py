@@ -17,6 +17,8 @@ import oracle
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.functional import silu
 
 import fused_sigmoid
 from fused_sigmoid import FusedSigmoid, _extension
@@ -106,6 +108,25 @@ def test_dtype_or_layout_without_a_sigmoid(name: str, kind: str) -> None:
         assert "argument 'input'" in str(error)
         assert kind in str(error)
         assert "accepted are strided tensors of float64" in str(error)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_older_nested_tensor_is_called_so(name: str) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2)])
+    with pytest.raises(NotImplementedError, match=r"'input' has nested, layout torch\.strided"):
+        FUNCTIONS[name][0](nested)
+
+
+def test_what_torch_says_of_out_is_kept() -> None:
+    """The input has a sigmoid: no message about it."""
+    x = torch.ones(2)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        for input, out in ((dual, torch.empty(2)), (x, dual)):
+            error = raised(lambda i, o: fused_sigmoid.sigmoid(i, out=o), input, out)
+            expected = raised(lambda i, o: torch.sigmoid(i, out=o), input, out)
+            assert (type(error), str(error)) == (type(expected), str(expected))
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
@@ -326,6 +347,29 @@ def test_what_is_saved_may_not_be_overwritten() -> None:
     source.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_input_multiplied_by_its_sigmoid(saved: str, dtype: torch.dtype) -> None:
+    """SiLU in place, as models write it. torch's sigmoid does not keep what is changed."""
+    x = torch.tensor([-3.0, 1.0], dtype=dtype, requires_grad=True)
+    product = x * 1
+    product.mul_(fused_sigmoid.sigmoid(product, saved=saved))
+    if saved == "output" or (saved == "derivative" and dtype == torch.float32):
+        (gradient,) = torch.autograd.grad(product.sum(), x)
+        torch.testing.assert_close(gradient, torch.autograd.grad(silu(x).sum(), x)[0])
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation") as caught:
+        product.sum().backward()
+    assert "keeps the sigmoid's input for an exact gradient" in str(caught.value)
+    assert 'saved="output"' in str(caught.value)
+
+
+def test_other_errors_of_the_backward_pass_are_torchs() -> None:
+    y = fused_sigmoid.sigmoid(torch.ones(2, requires_grad=True), saved="input").sum()
+    y.backward()
+    assert "sigmoid" not in str(raised(y.backward))
 
 
 def test_second_backward_through_a_freed_graph() -> None:
