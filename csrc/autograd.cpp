@@ -229,8 +229,8 @@ class SigmoidNode : public torch::autograd::Node {
     return saved == Saved::input || (saved == Saved::derivative && keeps_input(tensor));
   }
 
-  // Torch's sigmoid keeps its output alone, so that models change its input in place: x *=
-  // sigmoid(x). Torch's error for that does not name the sigmoid.
+  // Torch's sigmoid keeps its output alone, and models rely on it: x.mul_(x.sigmoid()). Its error
+  // for a saved tensor that was changed does not name the sigmoid.
   at::Tensor unpacked_variable() {
     try {
       return variable_.unpack(getptr());
