@@ -297,6 +297,13 @@ def test_scripted_models_inside_are_left_alone() -> None:
     torch.testing.assert_close(model(torch.zeros(2)), torch.sigmoid(torch.full((2,), 0.5)))
 
 
+def test_traced_models_keep_the_module() -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), nn.Sigmoid()))
+    assert replace_sigmoid(traced) == 1
+    assert is_exact(gradient_of(traced))
+    assert sum(node.op == "call_module" for node in traced.graph.nodes) == 2
+
+
 def test_a_compiled_model_follows() -> None:
     model = torch.compile(nn.Sequential(nn.Identity(), nn.Sigmoid()), backend="aot_eager")
     assert not is_exact(gradient_of(model))
