@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix dist check-full lint format bench instructions goals sweep figures clean
+.PHONY: help build demo test test-matrix sanitize dist check-full lint format bench instructions goals sweep figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -36,6 +36,10 @@ test-matrix: build ## the suite with other releases of torch and Python
 	$(BIN)/python tests/matrix.py $(MATRIX) --output docs/figures/compatibility.json
 	$(BIN)/python -m bench.compatibility docs/figures/compatibility.json --write docs/compatibility.md
 
+# The torch-free kernels under sanitizers, about a minute of two cores; needs g++ alone.
+sanitize: $(VENV)/.environment ## the kernels under address, undefined-behaviour and thread sanitizers
+	$(BIN)/python -m tests.native.run sanitize
+
 dist: build ## a wheel and a source distribution, each tried in an empty environment
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist
@@ -52,12 +56,12 @@ lint: build ## ruff, mypy, clang-format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc bench -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc bench tests/native -name '*.h' -o -name '*.cpp')
 
 format: build ## format Python and C++
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(find csrc bench -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format -i $$(find csrc bench tests/native -name '*.h' -o -name '*.cpp')
 
 bench: build ## the full benchmark of this machine's devices
 	$(BIN)/python -m bench

@@ -5,6 +5,10 @@
 
 #include "kernels.h"
 
+#ifdef FUSED_SIGMOID_X86
+#include <cpuid.h>
+#endif
+
 namespace fused_sigmoid {
 
 extern const KernelTable default_kernels;
@@ -17,12 +21,21 @@ namespace {
 
 constexpr const char* environment_variable = "FUSED_SIGMOID_CPU";
 
+#ifdef FUSED_SIGMOID_X86
+// clang 14 rejects the name in __builtin_cpu_supports. What the registers need of the system,
+// "avx2" covers.
+bool supports_f16c() {
+  unsigned int a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // Best first.
 std::vector<const KernelTable*> runnable_kernels() {
   std::vector<const KernelTable*> runnable;
 #ifdef FUSED_SIGMOID_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512) runnable.push_back(&avx512_kernels);

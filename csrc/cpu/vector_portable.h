@@ -19,6 +19,18 @@ inline To bits_as(From from) {
   return to;
 }
 
+// Elements need not be aligned: torch.frombuffer takes any offset.
+template <class Element>
+inline Element load_element(const Element* from) {
+  Element element;
+  std::memcpy(&element, from, sizeof(element));
+  return element;
+}
+template <class Element>
+inline void store_element(Element* to, Element element) {
+  std::memcpy(to, &element, sizeof(element));
+}
+
 inline float from_bfloat16(BFloat16 half) {
   return bits_as<float>(static_cast<uint32_t>(half.bits) << 16);
 }
@@ -67,8 +79,8 @@ struct Single {
 
   Single() = default;
   explicit Single(Scalar scalar) : v(scalar) {}
-  static Single load(const Scalar* from) { return Single(*from); }
-  void store(Scalar* to) const { *to = v; }
+  static Single load(const Scalar* from) { return Single(load_element(from)); }
+  void store(Scalar* to) const { store_element(to, v); }
 
   friend Single operator+(Single a, Single b) { return Single(a.v + b.v); }
   friend Single operator-(Single a, Single b) { return Single(a.v - b.v); }
@@ -99,10 +111,10 @@ struct Float : Single<float, uint32_t, 23> {
   Float() = default;
   explicit Float(float scalar) : Base(scalar) {}
   Float(Base base) : Base(base) {}
-  static Float load(const Float16* from) { return Float(from_float16(*from)); }
-  static Float load(const BFloat16* from) { return Float(from_bfloat16(*from)); }
-  void store(Float16* to) const { *to = to_float16(v); }
-  void store(BFloat16* to) const { *to = to_bfloat16(v); }
+  static Float load(const Float16* from) { return Float(from_float16(load_element(from))); }
+  static Float load(const BFloat16* from) { return Float(from_bfloat16(load_element(from))); }
+  void store(Float16* to) const { store_element(to, to_float16(v)); }
+  void store(BFloat16* to) const { store_element(to, to_bfloat16(v)); }
 };
 
 struct Vectors {

@@ -1,0 +1,208 @@
+"""Builds the kernels without torch, under sanitizers, with a driver, and runs it. Called by
+`make sanitize` and `make fuzz`.
+
+    python -m tests.native.run sanitize [--record FILE.json]
+    python -m tests.native.run fuzz --executions 10000000 [--record FILE.json]
+
+Depends on setup.py for the flags, so that what is tried is compiled as what is shipped, and on
+bench.reliability for the file of figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build/native"
+SECONDS = 1800
+
+
+class Variant(NamedTuple):
+    """A driver and how the kernels under it are compiled."""
+
+    driver: str
+    compiler: str
+    kernel_flags: tuple[str, ...]
+    driver_flags: tuple[str, ...]
+    link_flags: tuple[str, ...] = ()
+
+
+MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+POISON = "-DFUSED_SIGMOID_TRIAL_ASAN"
+GXX = os.environ.get("CXX", "g++")
+CLANG = os.environ.get("CLANGXX", "clang++")
+SANITIZE = {
+    "address and undefined behaviour": Variant(
+        # The driver itself uninstrumented: a fifth faster, and it is not what is tried.
+        *("sweep", GXX, ("-O1", "-g1", *MEMORY), ("-O2", POISON), MEMORY),
+    ),
+    "guard pages, as shipped": Variant("sweep", GXX, ("-O3",), ("-O2",)),
+    "threads": Variant(
+        *("threads", GXX, ("-O1", "-g1", "-fsanitize=thread")),
+        *(("-O1", "-g1", "-fsanitize=thread"), ("-fsanitize=thread",)),
+    ),
+}
+FUZZ = Variant(
+    *("fuzz", CLANG, ("-O2", "-g1", "-fsanitize=fuzzer-no-link", *MEMORY)),
+    *(("-O2", "-g1", "-fsanitize=fuzzer-no-link", *MEMORY, POISON), ("-fsanitize=fuzzer", *MEMORY)),
+)
+
+
+def shipped() -> tuple[list[str], dict[str, list[str]]]:
+    """The flags of setup.py, without the optimisation, and those of each instruction set."""
+    with mock.patch("setuptools.setup"):
+        names = runpy.run_path(str(ROOT / "setup.py"))
+    flags = [flag for flag in names["FLAGS"] if not flag.startswith(("-O", "-g"))]
+    sets = names["INSTRUCTION_SETS"] if names["IS_X86"] else {}
+    return flags, sets
+
+
+def build(name: str, variant: Variant, csrc: Path) -> Path:
+    """Compiles the kernels in ``csrc`` and the driver; returns the program."""
+    folder = BUILD / re.sub(r"\W+", "-", name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    flags, sets = shipped()
+    flags += ["-std=c++17", "-Wall", "-Wextra", "-pthread"]
+    # clang has no such names as the two warnings of g++ that setup.py turns off.
+    flags += ["-Wno-unknown-warning-option"] if "clang" in variant.compiler else []
+    sources = {
+        csrc / "cpu/instruction_set.cpp": variant.kernel_flags,
+        csrc / "cpu/kernels_default.cpp": variant.kernel_flags,
+        Path(__file__).parent / f"{variant.driver}.cpp": variant.driver_flags,
+    }
+    for instruction_set, own in sets.items():
+        sources[csrc / f"cpu/kernels_{instruction_set}.cpp"] = (*variant.kernel_flags, *own)
+    objects = {source: folder / f"{source.stem}.o" for source in sources}
+
+    def compile(source: Path) -> None:
+        command = [variant.compiler, *flags, *sources[source], "-c", source, "-o", objects[source]]
+        subprocess.run(command, check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile, sources))
+    program = folder / variant.driver
+    subprocess.run(
+        [variant.compiler, *variant.link_flags, "-pthread", *objects.values(), "-o", program],
+        check=True,
+    )
+    return program
+
+
+def environment() -> dict[str, str]:
+    """A sanitizer's last word is SIGABRT, at which a driver prints the call it died in."""
+    options = {
+        "ASAN_OPTIONS": "abort_on_error=1",
+        "UBSAN_OPTIONS": "abort_on_error=1:print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1:abort_on_error=1",
+    }
+    return os.environ | options
+
+
+def figures(output: str) -> dict[str, Any]:
+    """What a driver prints at its end."""
+    line = next(line for line in reversed(output.splitlines()) if line.startswith("{"))
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def run(program: Path, shares: Iterable[Sequence[str]]) -> list[dict[str, Any]]:
+    """The figures of one process for each of the ``shares``, which run at the same time."""
+    processes = [
+        subprocess.Popen([program, *share], stdout=subprocess.PIPE, env=environment(), text=True)
+        for share in shares
+    ]
+    try:
+        outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(process.returncode for process in processes):
+        raise SystemExit(f"{program.name} failed; see above")
+    return [figures(output) for output in outputs]
+
+
+def sanitize(csrc: Path) -> dict[str, Any]:
+    """Every check of SANITIZE; the process ends with the first that fails."""
+    found = {}
+    for name, variant in SANITIZE.items():
+        began = time.monotonic()
+        program = build(name, variant, csrc)
+        built = time.monotonic()
+        # float64's portable fma takes the longest; the two shares take about as long.
+        halves = (("float64", "bfloat16"), ("float32", "float16"))
+        parts = run(program, halves if variant.driver == "sweep" else ((),))
+        found[name] = parts[0] | {
+            key: sum(part[key] for part in parts)
+            for key in ("kernel_executions", "elements")
+            if key in parts[0]
+        }
+        found[name]["build_seconds"] = round(built - began, 1)
+        found[name]["seconds"] = round(time.monotonic() - built, 1)
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
+def fuzz(csrc: Path, executions: int) -> dict[str, Any]:
+    """The coverage-guided target, from the corpus of earlier runs."""
+    if shutil.which(FUZZ.compiler) is None:
+        raise SystemExit(
+            f"{FUZZ.compiler} is missing: libFuzzer comes with clang (apt-get install clang); "
+            "CLANGXX names another"
+        )
+    program = build("fuzz", FUZZ, csrc)
+    corpus = BUILD.parent / "corpus"
+    corpus.mkdir(exist_ok=True)
+    _, sets = shipped()
+    inputs = -(-executions // (len(sets) + 1))
+    began = time.monotonic()
+    command = [program, corpus, f"-runs={inputs}", "-max_len=4096", "-print_final_stats=1"]
+    command.append(f"-artifact_prefix={BUILD}/")
+    process = subprocess.run(
+        command, env=environment(), stderr=subprocess.PIPE, text=True, check=False
+    )
+    if process.returncode:
+        print(process.stderr[-5000:], file=sys.stderr)
+        raise SystemExit("the fuzz target failed; see above")
+    covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", process.stderr)[-1]
+    found = figures(process.stderr)
+    found |= dict(zip(("covered_edges", "features", "corpus"), map(int, covered), strict=True))
+    found["compiler"] = subprocess.run(
+        [FUZZ.compiler, "--version"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[0]
+    found["seconds"] = round(time.monotonic() - began, 1)
+    print(found)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Try the kernels alone, under sanitizers.")
+    add = parser.add_argument
+    add("what", choices=("sanitize", "fuzz"))
+    add("--executions", type=int, default=1_000_000, help="of kernels, by the fuzz target")
+    add("--csrc", type=Path, default=ROOT / "csrc", help="other kernels, such as broken ones")
+    add("--record", type=Path, metavar="FILE.json", help="keep the figures in this file")
+    chosen = parser.parse_args()
+    csrc = chosen.csrc.resolve()
+    found = sanitize(csrc) if chosen.what == "sanitize" else fuzz(csrc, chosen.executions)
+    if chosen.record:
+        from bench import reliability
+
+        reliability.record(chosen.record, chosen.what, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+// Every kernel of every instruction set over every length from 0 to 257 and around the block of
+// the strided loop, at every misalignment from 0 to 63 bytes, flush with a guard page before and
+// behind, in place and not, dense and strided. Every result is compared with a computation in long
+// double, and bit by bit with the other instruction sets and placements. Prints how much it ran.
+#include <random>
+
+#include "trial.h"
+
+namespace fused_sigmoid::trial {
+namespace {
+
+constexpr int64_t longest = 257;
+// The strided loop gathers 512 elements at a time.
+constexpr int64_t around_blocks[] = {511, 512, 513, 1023, 1024, 1025, 1300};
+constexpr int64_t pool_size = 1300;
+constexpr int misalignments = 64;
+constexpr int stride_multiples[] = {1, 0, 2, 3, 7, -1, -2, -5};
+constexpr size_t largest_span = 1300 * 7 * 8;
+
+// Inputs, and what each kernel makes of them: judged against the reference when first seen, then
+// the same bits for all.
+struct Pool {
+  Dtype dtype;
+  std::vector<char> inputs[2];
+  std::vector<uint64_t> accepted[work_count][2];
+  std::vector<bool> seen[work_count][2];
+
+  explicit Pool(Dtype of) : dtype(of) {
+    const Format& format = format_of(dtype);
+    std::mt19937_64 random(static_cast<uint64_t>(of) + 1);
+    std::normal_distribution<double> near(0, 4);
+    const double reach = dtype == Dtype::float64 ? 750 : 110;
+    std::uniform_real_distribution<double> far(-reach, reach);
+    for (auto& input : inputs) {
+      input.resize(static_cast<size_t>(pool_size * format.bytes));
+      for (int64_t k = 0; k < pool_size; ++k) {
+        // A quarter any bits, among them NaN, infinities and subnormals; the rest where the
+        // sigmoid bends, and out to where the derivative vanishes.
+        const double number = k % 4 == 1 ? far(random) : near(random);
+        uint64_t bits = k % 4 == 0 ? random() : encode(format, number);
+        std::memcpy(&input[static_cast<size_t>(k * format.bytes)], &bits,
+                    static_cast<size_t>(format.bytes));
+      }
+    }
+    for (auto& outputs : accepted) {
+      for (auto& bits : outputs) bits.assign(pool_size, 0);
+    }
+    for (auto& outputs : seen) {
+      for (auto& flags : outputs) flags.assign(pool_size, false);
+    }
+  }
+
+  // Bits of a nearby number of the format: the exponent of float64, cut to the format's reach.
+  static uint64_t encode(const Format& format, double number) {
+    const float narrow = static_cast<float>(number);
+    uint64_t bits = 0;
+    if (format.precision == 53) std::memcpy(&bits, &number, 8);
+    if (format.precision == 24 || format.precision == 8) std::memcpy(&bits, &narrow, 4);
+    if (format.precision == 8) bits >>= 16;
+    if (format.precision == 11) {
+      int exponent = 0;
+      const double significand = std::frexp(std::fabs(number), &exponent);
+      const int field = std::min(std::max(exponent + 14, 1), 30);
+      bits = static_cast<uint64_t>(field) << 10 |
+             (static_cast<uint64_t>(significand * 0x1p11) & 0x3ff) |
+             (number < 0 ? uint64_t{0x8000} : 0);
+    }
+    return bits;
+  }
+
+  // From element `start` of the pool; a stride of 0 repeats the first.
+  void check(const Case& tried, int64_t start, const std::vector<char>* results) {
+    const Format& format = format_of(dtype);
+    const Shape& shape = shape_of(tried.work);
+    bool expanded = false;
+    for (int i = 0; i < shape.inputs; ++i) expanded |= tried.strides[shape.outputs + i] == 0;
+    for (int o = 0; o < shape.outputs; ++o) {
+      auto& known = accepted[static_cast<int>(tried.work)][o];
+      auto& judged = seen[static_cast<int>(tried.work)][o];
+      for (int64_t k = 0; k < tried.count; ++k) {
+        const size_t at = static_cast<size_t>(start + k);
+        const uint64_t got =
+            element_bits(&results[o][static_cast<size_t>(k * format.bytes)], format.bytes);
+        if (!expanded && judged[at] && known[at] == got) continue;
+        uint64_t elements[2] = {};
+        for (int i = 0; i < shape.inputs; ++i) {
+          const bool repeated = tried.strides[shape.outputs + i] == 0;
+          const int64_t from = repeated ? start : start + k;
+          elements[i] =
+              element_bits(&inputs[i][static_cast<size_t>(from * format.bytes)], format.bytes);
+        }
+        if (!right(dtype, tried.work, o, elements, got)) wrong(o, k, elements, got);
+        if (expanded || (judged[at] && is_nan(format, known[at]))) continue;
+        if (judged[at]) fail("the bits depend on the instruction set or the placement");
+        known[at] = got;
+        judged[at] = true;
+      }
+    }
+  }
+
+  [[noreturn]] static void wrong(int output, int64_t k, const uint64_t* elements, uint64_t got) {
+    std::fprintf(stderr, "output %d, element %lld: from %#llx, %#llx came %#llx\n", output,
+                 static_cast<long long>(k), static_cast<unsigned long long>(elements[0]),
+                 static_cast<unsigned long long>(elements[1]),
+                 static_cast<unsigned long long>(got));
+    fail("a result is outside its bound");
+  }
+};
+
+class Sweep {
+ public:
+  Sweep() : trial_(largest_span) {}
+
+  void kernel(const KernelTable* table, Pool& pool, Work work) {
+    const Shape& shape = shape_of(work);
+    Case tried{};
+    tried.table = table;
+    tried.dtype = pool.dtype;
+    tried.work = work;
+    // -1: no output is an input.
+    for (int pairing = -1; pairing < shape.outputs * shape.inputs; ++pairing) {
+      tried.aliased_output = pairing < 0 ? -1 : pairing / shape.inputs;
+      tried.aliased_input = pairing < 0 ? -1 : pairing % shape.inputs;
+      dense(tried, pool);
+      strided(tried, pool);
+    }
+    nothing(table, pool.dtype, work);
+  }
+
+  int64_t runs() const { return trial_.runs(); }
+  int64_t elements() const { return trial_.elements(); }
+
+ private:
+  void dense(Case& tried, Pool& pool) {
+    const int operands = shape_of(tried.work).outputs + shape_of(tried.work).inputs;
+    for (int i = 0; i < operands; ++i) tried.strides[i] = format_of(pool.dtype).bytes;
+    for (int64_t count = 0; count <= longest; ++count) {
+      tried.count = count;
+      // Each operand flush with the page before it or the one behind it.
+      for (int sides = 0; sides < 1 << operands; ++sides) {
+        for (int i = 0; i < operands; ++i) {
+          tried.places[i] = sides >> i & 1 ? Place::back : Place::front;
+        }
+        run(tried, pool);
+      }
+      for (int misalignment = 0; misalignment < misalignments; ++misalignment) {
+        for (int i = 0; i < operands; ++i) {
+          tried.places[i] = Place::misaligned;
+          // The operands' misalignments differ by something else at each length.
+          tried.misalignments[i] =
+              static_cast<int>((misalignment + i * (count + 1)) % misalignments);
+        }
+        run(tried, pool);
+      }
+    }
+  }
+
+  void strided(Case& tried, Pool& pool) {
+    const int outputs = shape_of(tried.work).outputs;
+    const int operands = outputs + shape_of(tried.work).inputs;
+    constexpr int choices = sizeof(stride_multiples) / sizeof(stride_multiples[0]);
+    int combinations = 1;
+    for (int i = 0; i < operands; ++i) combinations *= choices;
+    for (int combination = 1; combination < combinations; ++combination) {
+      int rest = combination;
+      for (int i = 0; i < operands; ++i, rest /= choices) {
+        tried.strides[i] = stride_multiples[rest % choices] * format_of(pool.dtype).bytes;
+      }
+      if (tried.aliased_output >= 0 &&
+          tried.strides[tried.aliased_output] != tried.strides[outputs + tried.aliased_input]) {
+        continue;
+      }
+      bool overlapping = false;
+      for (int i = 0; i < outputs; ++i) overlapping |= tried.strides[i] == 0;
+      // An output of one element may have any stride.
+      for (int64_t count = 0; count <= (overlapping ? 1 : longest); count += step(count)) {
+        tried.count = count;
+        anywhere(tried, pool);
+      }
+      if (overlapping) continue;
+      // Two of them for each combination of strides.
+      for (int i = 0; i < 2; ++i) {
+        tried.count = around_blocks[random_() % (sizeof(around_blocks) / sizeof(int64_t))];
+        anywhere(tried, pool);
+      }
+    }
+  }
+
+  // Other lengths for each combination of strides, the short ones more often.
+  int64_t step(int64_t count) {
+    return 1 + static_cast<int64_t>(random_() % (count < 34 ? 3 : 48));
+  }
+
+  void anywhere(Case& tried, Pool& pool) {
+    for (int i = 0; i < most_operands; ++i) {
+      const uint64_t choice = random_();
+      tried.places[i] = static_cast<Place>(choice % 3);
+      tried.misalignments[i] = static_cast<int>(choice / 3 % misalignments);
+    }
+    run(tried, pool);
+  }
+
+  // The data of an empty tensor is a null pointer.
+  void nothing(const KernelTable* table, Dtype dtype, Work work) {
+    char* data[most_operands] = {};
+    int64_t strides[most_operands] = {};
+    for (int item : {0, format_of(dtype).bytes}) {
+      for (int64_t& stride : strides) stride = item;
+      table->get(work, dtype)(data, strides, 0);
+    }
+  }
+
+  void run(const Case& tried, Pool& pool) {
+    const int64_t start =
+        static_cast<int64_t>(random_() % static_cast<uint64_t>(pool_size - tried.count + 1));
+    const char* inputs[2];
+    for (int i = 0; i < 2; ++i) {
+      inputs[i] = pool.inputs[i].data() + start * format_of(pool.dtype).bytes;
+    }
+    trial_.run(tried, inputs, results_);
+    pool.check(tried, start, results_);
+  }
+
+  Trial trial_;
+  std::vector<char> results_[2];
+  std::mt19937 random_{1};
+};
+
+}  // namespace
+}  // namespace fused_sigmoid::trial
+
+// Without arguments for every dtype, else for those named.
+int main(int count, char** names) {
+  using namespace fused_sigmoid;
+  using namespace fused_sigmoid::trial;
+  print_current_on_death();
+  Sweep sweep;
+  std::string sets;
+  const std::vector<const KernelTable*> tables = runnable_tables();
+  for (const KernelTable* table : tables)
+    sets += (sets.empty() ? "" : " ") + std::string(table->instruction_set);
+  for (int dtype = 0; dtype < dtype_count; ++dtype) {
+    const auto is_it = [&](const char* name) {
+      return std::strcmp(name, formats[dtype].name) == 0;
+    };
+    if (count > 1 && std::none_of(names + 1, names + count, is_it)) continue;
+    Pool pool(static_cast<Dtype>(dtype));
+    for (const KernelTable* table : tables) {
+      for (int work = 0; work < work_count; ++work) {
+        sweep.kernel(table, pool, static_cast<Work>(work));
+      }
+    }
+  }
+  std::printf("{\"instruction_sets\": \"%s\", \"kernel_executions\": %lld, \"elements\": %lld}\n",
+              sets.c_str(), static_cast<long long>(sweep.runs()),
+              static_cast<long long>(sweep.elements()));
+}

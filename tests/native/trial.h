@@ -1,0 +1,276 @@
+// One trial of a kernel: operands between guard pages, in a place of the caller's choice; the call;
+// whether anything but the outputs' elements was touched. Includes no torch header. Built with
+// AddressSanitizer, every byte around an operand is forbidden to the kernel, not only those of the
+// guard pages.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "reference.h"
+
+#ifdef FUSED_SIGMOID_TRIAL_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace fused_sigmoid::trial {
+
+constexpr int most_operands = 3;
+
+enum class Place {
+  front,       // the first byte directly behind a guard page
+  back,        // the last byte directly before one
+  misaligned,  // `misalignment` bytes past a multiple of 64, pages away from both
+};
+
+struct Case {
+  const KernelTable* table;
+  Dtype dtype;
+  Work work;
+  int64_t count;
+  int64_t strides[most_operands];  // in bytes, outputs first
+  Place places[most_operands];
+  int misalignments[most_operands];
+  // The output that is an input's memory, or -1: place and stride are then the input's.
+  int aliased_output = -1, aliased_input = -1;
+};
+
+inline void print(const Case& tried, FILE* to) {
+  const Shape& shape = shape_of(tried.work);
+  std::fprintf(to, "%s, %s, %s, %lld elements", tried.table->instruction_set,
+               format_of(tried.dtype).name, shape.name, static_cast<long long>(tried.count));
+  for (int i = 0; i < shape.outputs + shape.inputs; ++i) {
+    constexpr const char* names[] = {"front", "back", "misaligned"};
+    std::fprintf(to, "; operand %d: stride %lld bytes, %s", i,
+                 static_cast<long long>(tried.strides[i]),
+                 names[static_cast<int>(tried.places[i])]);
+    if (tried.places[i] == Place::misaligned) std::fprintf(to, " by %d", tried.misalignments[i]);
+  }
+  if (tried.aliased_output >= 0) {
+    std::fprintf(to, "; output %d is input %d", tried.aliased_output, tried.aliased_input);
+  }
+  std::fprintf(to, "\n");
+}
+
+// What the kernel was called with, for a process that a sanitizer or a guard page ends.
+inline Case& current() {
+  static Case tried{};
+  return tried;
+}
+inline void print_current() {
+  if (current().table == nullptr) return;
+  std::fprintf(stderr, "in this call: ");
+  print(current(), stderr);
+}
+
+inline void on_death(int) {
+  print_current();
+  std::_Exit(1);
+}
+
+// The sanitizers end a process by SIGABRT when their options say so, a guard page by SIGSEGV.
+inline void print_current_on_death() {
+  std::signal(SIGABRT, on_death);
+#ifndef FUSED_SIGMOID_TRIAL_ASAN
+  std::signal(SIGSEGV, on_death);
+  std::signal(SIGBUS, on_death);
+#endif
+}
+
+[[noreturn]] inline void fail(const char* reason) {
+  std::fprintf(stderr, "FAILED: %s\n", reason);
+  std::abort();
+}
+
+// Memory with an inaccessible page on either side.
+class GuardedMemory {
+ public:
+  explicit GuardedMemory(size_t bytes) : page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))) {
+    bytes_ = (bytes + page_ - 1) / page_ * page_;
+    void* all = mmap(nullptr, bytes_ + 2 * page_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) std::abort();
+    begin_ = static_cast<char*>(all) + page_;
+    if (mprotect(begin_, bytes_, PROT_READ | PROT_WRITE) != 0) std::abort();
+  }
+  GuardedMemory(const GuardedMemory&) = delete;
+  GuardedMemory& operator=(const GuardedMemory&) = delete;
+  ~GuardedMemory() { munmap(begin_ - page_, bytes_ + 2 * page_); }
+
+  char* begin() const { return begin_; }
+  char* end() const { return begin_ + bytes_; }
+  char* middle() const { return begin_ + page_; }  // of a page, so a multiple of 64
+
+ private:
+  size_t page_, bytes_ = 0;
+  char* begin_ = nullptr;
+};
+
+class Trial {
+ public:
+  // For operands that span up to `bytes`.
+  explicit Trial(size_t bytes)
+      // A page before the misaligned operand and one behind it.
+      : memory_{GuardedMemory(bytes + 4 * 4096), GuardedMemory(bytes + 4 * 4096),
+                GuardedMemory(bytes + 4 * 4096)} {}
+
+  // Runs the kernel once. `inputs` are the elements of each input one after the other; `results`
+  // receive those of each output. Anything touched outside the outputs ends the process.
+  void run(const Case& tried, const char* const* inputs, std::vector<char>* results) {
+    current() = tried;
+    const Shape& shape = shape_of(tried.work);
+    const int operands = shape.outputs + shape.inputs;
+    const size_t item = static_cast<size_t>(format_of(tried.dtype).bytes);
+
+    Operand operand[most_operands];
+    char* data[most_operands] = {};
+    for (int i = 0; i < operands; ++i) operand[i] = place(tried, i, item);
+    if (tried.aliased_output >= 0) {
+      operand[tried.aliased_output] = operand[shape.outputs + tried.aliased_input];
+    }
+    for (int i = 0; i < operands; ++i) {
+      data[i] = operand[i].first;
+      std::memset(operand[i].window_begin, canary, operand[i].window_bytes());
+    }
+    for (int i = 0; i < shape.inputs; ++i) {
+      scatter(operand[shape.outputs + i], inputs[i], tried.count, item);
+    }
+    for (int i = 0; i < operands; ++i) {
+      before_[i].assign(operand[i].window_begin, operand[i].window_end);
+    }
+
+    for (int i = 0; i < operands; ++i) forbid_all_but(operand[i], memory_of(tried, i));
+    tried.table->get(tried.work, tried.dtype)(data, tried.strides, tried.count);
+    for (int i = 0; i < operands; ++i) allow_all(memory_of(tried, i));
+
+    for (int i = 0; i < shape.outputs; ++i) {
+      results[i].resize(static_cast<size_t>(tried.count) * item);
+      gather(operand[i], results[i].data(), tried.count, item);
+      restore(operand[i], before_[i].data(), tried.count, item);
+    }
+    for (int i = 0; i < operands; ++i) {
+      if (std::memcmp(operand[i].window_begin, before_[i].data(), operand[i].window_bytes()) != 0) {
+        fail(i < shape.outputs ? "a kernel wrote outside its outputs' elements"
+                               : "a kernel wrote to an input");
+      }
+    }
+    ++runs_;
+    elements_ += tried.count;
+  }
+
+  int64_t runs() const { return runs_; }
+  int64_t elements() const { return elements_; }
+
+ private:
+  static constexpr int canary = 0xa5;
+  // Written and compared on either side of an operand; the widest vector has 64 bytes.
+  static constexpr ptrdiff_t margin = 192;
+
+  struct Operand {
+    char* first;  // element 0, which a negative stride has at the end
+    int64_t stride;
+    char *begin, *end;  // of all elements
+    char *window_begin, *window_end;
+    size_t window_bytes() const { return static_cast<size_t>(window_end - window_begin); }
+  };
+
+  const GuardedMemory& memory_of(const Case& tried, int operand) const {
+    const int input = shape_of(tried.work).outputs + tried.aliased_input;
+    return memory_[tried.aliased_output >= 0 && operand == tried.aliased_output ? input : operand];
+  }
+
+  Operand place(const Case& tried, int i, size_t item) const {
+    const GuardedMemory& memory = memory_[i];
+    const int64_t stride = tried.strides[i];
+    const int64_t reach = tried.count > 0 ? (tried.count - 1) * stride : 0;
+    const int64_t span = tried.count > 0 ? std::abs(reach) + static_cast<int64_t>(item) : 0;
+    Operand operand;
+    switch (tried.places[i]) {
+      case Place::front:
+        operand.begin = memory.begin();
+        break;
+      case Place::back:
+        operand.begin = memory.end() - span;
+        break;
+      case Place::misaligned:
+        operand.begin = memory.middle() + tried.misalignments[i];
+        break;
+    }
+    operand.stride = stride;
+    operand.end = operand.begin + span;
+    operand.first = reach < 0 ? operand.begin - reach : operand.begin;
+    if (operand.begin < memory.begin() || operand.end > memory.end()) fail("no room for the trial");
+    operand.window_begin = operand.begin - std::min(margin, operand.begin - memory.begin());
+    operand.window_end = operand.end + std::min(margin, memory.end() - operand.end);
+    return operand;
+  }
+
+  static void scatter(const Operand& to, const char* from, int64_t count, size_t item) {
+    if (to.stride == 0) count = std::min<int64_t>(count, 1);
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(to.first + i * to.stride, from + static_cast<size_t>(i) * item, item);
+    }
+  }
+  static void gather(const Operand& from, char* to, int64_t count, size_t item) {
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(to + static_cast<size_t>(i) * item, from.first + i * from.stride, item);
+    }
+  }
+  static void restore(const Operand& to, const char* window, int64_t count, size_t item) {
+    for (int64_t i = 0; i < count; ++i) {
+      char* element = to.first + i * to.stride;
+      std::memcpy(element, window + (element - to.window_begin), item);
+    }
+  }
+
+#ifdef FUSED_SIGMOID_TRIAL_ASAN
+  static void forbid_all_but(const Operand& operand, const GuardedMemory& memory) {
+    __asan_poison_memory_region(memory.begin(),
+                                static_cast<size_t>(operand.begin - memory.begin()));
+    __asan_poison_memory_region(operand.end, static_cast<size_t>(memory.end() - operand.end));
+  }
+  static void allow_all(const GuardedMemory& memory) {
+    __asan_unpoison_memory_region(memory.begin(),
+                                  static_cast<size_t>(memory.end() - memory.begin()));
+  }
+#else
+  static void forbid_all_but(const Operand&, const GuardedMemory&) {}
+  static void allow_all(const GuardedMemory&) {}
+#endif
+
+  GuardedMemory memory_[most_operands];
+  std::vector<char> before_[most_operands];
+  int64_t runs_ = 0, elements_ = 0;
+};
+
+inline uint64_t element_bits(const char* from, int bytes) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, from, static_cast<size_t>(bytes));  // little-endian, as every host of ours
+  return bits;
+}
+
+inline bool is_nan(const Format& format, uint64_t bits) {
+  const uint64_t magnitude = bits & ((uint64_t{1} << (8 * format.bytes - 1)) - 1);
+  const uint64_t infinity = static_cast<uint64_t>(2 * format.largest_exponent + 1)
+                            << (format.precision - 1);
+  return magnitude > infinity;
+}
+
+// The tables that this CPU can run, best first.
+inline std::vector<const KernelTable*> runnable_tables() {
+  std::vector<const KernelTable*> tables;
+  for (const std::string& name : instruction_sets()) {
+    select_instruction_set(name);
+    tables.push_back(&selected_kernels());
+  }
+  return tables;
+}
+
+}  // namespace fused_sigmoid::trial
