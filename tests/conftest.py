@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import fused_sigmoid
 from fused_sigmoid._extension import extension
@@ -21,6 +22,21 @@ ROUTES_OF_FILES = {
     "test_triton_interpreter.py": "Triton interpreter",
     "test_triton_offline.py": "Triton compiled offline",
 }
+
+
+# The suite sees the same examples every time; --hypothesis-profile=fuzz, of `make fuzz`, others.
+settings.register_profile(
+    "suite",
+    derandomize=True,
+    max_examples=250,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "fuzz", settings.get_profile("suite"), derandomize=False, max_examples=10_000
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

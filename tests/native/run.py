@@ -3,6 +3,7 @@
 
     python -m tests.native.run sanitize [--record FILE.json]
     python -m tests.native.run fuzz --executions 10000000 [--record FILE.json]
+    python -m tests.native.run properties [--record FILE.json]
 
 Depends on setup.py for the flags, so that what is tried is compiled as what is shipped, and on
 bench.reliability for the file of figures.
@@ -188,16 +189,41 @@ def fuzz(csrc: Path, executions: int) -> dict[str, Any]:
     return found
 
 
+def properties() -> dict[str, Any]:
+    """The property tests of the Python face, with the long profile of conftest.py."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_properties.py"]
+    command += ["--hypothesis-profile=fuzz", "--hypothesis-show-statistics"]
+    process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if process.returncode:
+        print(process.stdout[-5000:])
+        raise SystemExit("a property does not hold; see above")
+    counts = re.findall(r"(\d+) passing, 0 failing, and (\d+) invalid", process.stdout)
+    found = {
+        "tests": len(counts),
+        "examples": sum(int(passing) for passing, _ in counts),
+        "invalid": sum(int(invalid) for _, invalid in counts),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    print(found)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Try the kernels alone, under sanitizers.")
     add = parser.add_argument
-    add("what", choices=("sanitize", "fuzz"))
+    add("what", choices=("sanitize", "fuzz", "properties"))
     add("--executions", type=int, default=1_000_000, help="of kernels, by the fuzz target")
     add("--csrc", type=Path, default=ROOT / "csrc", help="other kernels, such as broken ones")
     add("--record", type=Path, metavar="FILE.json", help="keep the figures in this file")
     chosen = parser.parse_args()
     csrc = chosen.csrc.resolve()
-    found = sanitize(csrc) if chosen.what == "sanitize" else fuzz(csrc, chosen.executions)
+    checks = {
+        "sanitize": lambda: sanitize(csrc),
+        "fuzz": lambda: fuzz(csrc, chosen.executions),
+        "properties": properties,
+    }
+    found = checks[chosen.what]()
     if chosen.record:
         from bench import reliability
 
