@@ -255,8 +255,10 @@ def test_gradient_takes_the_memory_of_the_saved_derivative(dtype: torch.dtype, l
     expected = (grad.double() * _expected(input.double())).to(dtype)
     torch.testing.assert_close(gradient, expected, **tolerance)
     nbytes = input.numel() * input.element_size()
-    allocated = [event for event in profiler.events() if event.self_cpu_memory_usage > 0]
-    assert sum(event.self_cpu_memory_usage for event in allocated) < 2.1 * nbytes
+    # Of the kernels alone: the profiler may count what was made just before it began.
+    kernels = [event for event in profiler.events() if event.name.startswith("fused_sigmoid::")]
+    allocated = sum(event.cpu_memory_usage for event in kernels)
+    assert 1.9 * nbytes < allocated < 2.1 * nbytes
 
 
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
