@@ -8,6 +8,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include "gpu.h"
+
 namespace fused_sigmoid {
 
 bool is_plain(const at::Tensor& tensor) {
@@ -52,6 +54,22 @@ auto call_direct(const char* name, Kernel kernel, const Tensors&... tensors) {
   return kernel(tensors...);
 }
 
+// A GPU kernel that was compiled before, likewise. None of results where it was not.
+auto run_on_gpu(const char* name, gpu::Kernel kernel, at::ArrayRef<at::Tensor> operands) {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>(operands.begin(), operands.end()));
+  return gpu::run(kernel, operands);
+}
+
+bool write_on_gpu(const char* name, gpu::Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>(tensors.begin(), tensors.end()));
+  return gpu::launch(kernel, tensors);
+}
+
+// Whether a kernel may write to `out` while it reads `input`, element by element.
+bool may_write(const at::Tensor& input, const at::Tensor& out) {
+  return !input.is_alias_of(out) || input.const_data_ptr() == out.const_data_ptr();
+}
+
 using Unary = at::Tensor(const at::Tensor&);
 using UnaryOut = void(const at::Tensor&, at::Tensor);
 using Pair = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&);
@@ -64,8 +82,12 @@ namespace dispatched {
 
 at::Tensor sigmoid(const at::Tensor& input) {
   if (is_direct(input)) return call_direct("fused_sigmoid::sigmoid", cpu::sigmoid, input);
-  static const auto op = find<Unary>("fused_sigmoid::sigmoid");
   at::AutoDispatchBelowADInplaceOrView guard;
+  if (gpu::fits(input)) {
+    auto results = run_on_gpu("fused_sigmoid::sigmoid", gpu::Kernel::sigmoid, {input});
+    if (!results.empty()) return results[0];
+  }
+  static const auto op = find<Unary>("fused_sigmoid::sigmoid");
   return op.call(input);
 }
 
@@ -74,6 +96,10 @@ void sigmoid_out(const at::Tensor& input, at::Tensor out) {
   // Also of the direct call, which may resize: that is neither recorded nor counted as a write.
   at::AutoDispatchBelowADInplaceOrView guard;
   if (direct) return call_direct("fused_sigmoid::sigmoid_out", cpu::sigmoid_out, input, out);
+  if (gpu::fits(input, out) && may_write(input, out) &&
+      write_on_gpu("fused_sigmoid::sigmoid_out", gpu::Kernel::sigmoid, {input, out})) {
+    return;
+  }
   static const auto op = find<UnaryOut>("fused_sigmoid::sigmoid_out");
   op.call(input, std::move(out));
 }
@@ -83,8 +109,13 @@ std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& inp
     return call_direct("fused_sigmoid::sigmoid_with_derivative", cpu::sigmoid_with_derivative,
                        input);
   }
-  static const auto op = find<Pair>("fused_sigmoid::sigmoid_with_derivative");
   at::AutoDispatchBelowADInplaceOrView guard;
+  if (gpu::fits(input)) {
+    auto results = run_on_gpu("fused_sigmoid::sigmoid_with_derivative",
+                              gpu::Kernel::sigmoid_with_derivative, {input});
+    if (!results.empty()) return {results[0], results[1]};
+  }
+  static const auto op = find<Pair>("fused_sigmoid::sigmoid_with_derivative");
   return op.call(input);
 }
 
@@ -95,6 +126,12 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
     return call_direct("fused_sigmoid::sigmoid_with_derivative_out",
                        cpu::sigmoid_with_derivative_out, input, value, derivative);
   }
+  if (gpu::fits(input, value) && gpu::fits(input, derivative) && may_write(input, value) &&
+      may_write(input, derivative) && !value.is_alias_of(derivative) &&
+      write_on_gpu("fused_sigmoid::sigmoid_with_derivative_out",
+                   gpu::Kernel::sigmoid_with_derivative, {input, value, derivative})) {
+    return;
+  }
   static const auto op = find<PairOut>("fused_sigmoid::sigmoid_with_derivative_out");
   op.call(input, std::move(value), std::move(derivative));
 }
@@ -103,8 +140,13 @@ at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
   if (is_direct(grad) && is_direct(input)) {
     return call_direct("fused_sigmoid::sigmoid_backward", cpu::sigmoid_backward, grad, input);
   }
-  static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward");
   at::AutoDispatchBelowADInplaceOrView guard;
+  if (gpu::fits(input, grad)) {
+    auto results =
+        run_on_gpu("fused_sigmoid::sigmoid_backward", gpu::Kernel::backward, {grad, input});
+    if (!results.empty()) return results[0];
+  }
+  static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward");
   return op.call(grad, input);
 }
 
@@ -113,8 +155,13 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
     return call_direct("fused_sigmoid::sigmoid_backward_from_output",
                        cpu::sigmoid_backward_from_output, grad, output);
   }
-  static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward_from_output");
   at::AutoDispatchBelowADInplaceOrView guard;
+  if (gpu::fits(output, grad)) {
+    auto results = run_on_gpu("fused_sigmoid::sigmoid_backward_from_output",
+                              gpu::Kernel::backward_from_output, {grad, output});
+    if (!results.empty()) return results[0];
+  }
+  static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward_from_output");
   return op.call(grad, output);
 }
 
@@ -123,8 +170,13 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
     return call_direct("fused_sigmoid::sigmoid_backward_from_derivative",
                        cpu::sigmoid_backward_from_derivative, grad, derivative);
   }
-  static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward_from_derivative");
   at::AutoDispatchBelowADInplaceOrView guard;
+  if (gpu::fits(derivative, grad)) {
+    auto results = run_on_gpu("fused_sigmoid::sigmoid_backward_from_derivative",
+                              gpu::Kernel::backward_from_derivative, {grad, derivative});
+    if (!results.empty()) return results[0];
+  }
+  static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward_from_derivative");
   return op.call(grad, derivative);
 }
 

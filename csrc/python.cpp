@@ -2,13 +2,16 @@
 // arguments positionally and return None where the call needs another route than the kernels.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <Python.h>
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <climits>
 #include <stdexcept>
 
 #include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
+#include "gpu.h"
 #include "ops.h"
 
 namespace {
@@ -128,6 +131,84 @@ PyObject* has_forward_gradient(PyObject*, PyObject* object) {
   END_HANDLE_TH_ERRORS
 }
 
+// Sets a Python error for a number that is none of the kernels.
+bool parse_kernel(unsigned number, fused_sigmoid::gpu::Kernel& kernel) {
+  kernel = static_cast<fused_sigmoid::gpu::Kernel>(number);
+  if (number < fused_sigmoid::gpu::kernels) return true;
+  PyErr_Format(PyExc_ValueError, "kernel %u; accepted are 0 to %zu", number,
+               fused_sigmoid::gpu::kernels - 1);
+  return false;
+}
+
+// add_gpu_kernel(kernel, device, dtype, aligned, function, block_size, threads, hooks): str. The
+// hooks are lists, which stay alive; only their lengths are looked at, without the GIL.
+PyObject* add_gpu_kernel(PyObject*, PyObject* arguments) {
+  HANDLE_TH_ERRORS
+  unsigned number, aligned, threads;
+  int device;
+  PyObject *dtype, *hooks;
+  unsigned long long function;
+  long long block_size;
+  if (!PyArg_ParseTuple(arguments, "IiO!IKLIO!", &number, &device, &THPDtypeType, &dtype, &aligned,
+                        &function, &block_size, &threads, &PyTuple_Type, &hooks)) {
+    return nullptr;
+  }
+  fused_sigmoid::gpu::Kernel kernel;
+  if (!parse_kernel(number, kernel)) return nullptr;
+  fused_sigmoid::gpu::Launch launch{reinterpret_cast<void*>(function), block_size, threads, {}};
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(hooks); ++i) {
+    PyObject* list = PyTuple_GET_ITEM(hooks, i);
+    if (!PyList_Check(list)) {
+      PyErr_Format(PyExc_TypeError, "hooks are lists, not %s", Py_TYPE(list)->tp_name);
+      return nullptr;
+    }
+    launch.hook_counts.push_back(&reinterpret_cast<PyVarObject*>(Py_NewRef(list))->ob_size);
+  }
+  const fused_sigmoid::gpu::Key key{kernel, static_cast<c10::DeviceIndex>(device),
+                                    reinterpret_cast<THPDtype*>(dtype)->scalar_type, aligned};
+  return PyUnicode_FromString(fused_sigmoid::gpu::add(key, std::move(launch)).c_str());
+  END_HANDLE_TH_ERRORS
+}
+
+// launch_gpu_kernel(kernel, *tensors): bool, for tensors that triton_kernels.py has laid out.
+PyObject* launch_gpu_kernel(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  const unsigned long number = count == 0 ? ULONG_MAX : PyLong_AsUnsignedLong(args[0]);
+  if (PyErr_Occurred()) return nullptr;
+  fused_sigmoid::gpu::Kernel kernel;
+  if (!parse_kernel(static_cast<unsigned>(number), kernel)) return nullptr;
+  const size_t expected =
+      fused_sigmoid::gpu::operands[number] + fused_sigmoid::gpu::results[number];
+  if (!has_arguments("launch_gpu_kernel", count, static_cast<Py_ssize_t>(1 + expected))) {
+    return nullptr;
+  }
+  c10::SmallVector<at::Tensor, 3> tensors;
+  for (Py_ssize_t i = 1; i < count; ++i) {
+    if (!THPVariable_Check(args[i])) {
+      PyErr_Format(PyExc_TypeError, "launch_gpu_kernel(): argument %zd must be Tensor, not %s", i,
+                   Py_TYPE(args[i])->tp_name);
+      return nullptr;
+    }
+    tensors.push_back(THPVariable_Unpack(args[i]));
+  }
+  bool launched;
+  {
+    pybind11::gil_scoped_release no_gil;
+    launched = fused_sigmoid::gpu::launch(kernel, tensors);
+  }
+  return PyBool_FromLong(launched);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* forget_gpu_kernels(PyObject*, PyObject*) {
+  fused_sigmoid::gpu::forget();
+  Py_RETURN_NONE;
+}
+
+PyObject* gpu_launches(PyObject*, PyObject*) {
+  return PyLong_FromUnsignedLongLong(fused_sigmoid::gpu::launches());
+}
+
 PyObject* instruction_set(PyObject*, PyObject*) {
   return PyUnicode_FromString(fused_sigmoid::selected_kernels().instruction_set);
 }
@@ -165,6 +246,10 @@ PyMethodDef methods[] = {
     {"sigmoid_with_derivative", sigmoid_with_derivative, METH_O, nullptr},
     {"check_saved", check_saved, METH_O, nullptr},
     {"has_forward_gradient", has_forward_gradient, METH_O, nullptr},
+    {"add_gpu_kernel", add_gpu_kernel, METH_VARARGS, nullptr},
+    {"launch_gpu_kernel", fast(launch_gpu_kernel), METH_FASTCALL, nullptr},
+    {"forget_gpu_kernels", forget_gpu_kernels, METH_NOARGS, nullptr},
+    {"gpu_launches", gpu_launches, METH_NOARGS, nullptr},
     {"instruction_set", instruction_set, METH_NOARGS, nullptr},
     {"instruction_sets", instruction_sets, METH_NOARGS, nullptr},
     {"select_instruction_set", select_instruction_set, METH_O, nullptr},

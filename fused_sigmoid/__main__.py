@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import platform
@@ -15,6 +16,7 @@ import torch
 from . import __version__
 from ._extension import extension
 from ._machine import versions
+from .functional import sigmoid
 
 CHECK_DEPENDENCIES = ("mpmath", "numpy", "tabulate", "tqdm")
 INTERRUPTED = 130
@@ -25,7 +27,13 @@ def _gpu_route() -> str:
         return "none: torch sees no CUDA device"
     if importlib.util.find_spec("triton") is None:
         return "formula in ATen operations; for the kernels: pip install triton"
-    return f"Triton kernels on {torch.cuda.get_device_name()}"
+    # Which way kernels are launched is known after the first launch.
+    try:
+        sigmoid(torch.zeros(1, device="cuda"))
+        launcher = importlib.import_module("fused_sigmoid.triton_kernels").launcher()
+    except Exception as error:  # whatever it is, this is where users look for it
+        return f"Triton kernels, which fail: {type(error).__name__}: {error}"
+    return f"Triton kernels on {torch.cuda.get_device_name()}, launched by {launcher}"
 
 
 def information() -> dict[str, str]:

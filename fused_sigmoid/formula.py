@@ -56,6 +56,11 @@ def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(input), _narrowed(_derivative(input), input)
 
 
+def sigmoid_with_derivative_out(input: Tensor, value: Tensor, derivative: Tensor) -> None:
+    for out, result in zip((value, derivative), sigmoid_with_derivative(input), strict=True):
+        out.copy_(result)  # after both are known: one may be the input
+
+
 def sigmoid_backward(grad: Tensor, input: Tensor) -> Tensor:
     return _narrowed(_widened(grad) * _derivative(input), input)
 

@@ -114,9 +114,13 @@ def _fits(out: Tensor, input: Tensor) -> bool:
     """Whether a kernel may write to ``out`` as it is."""
     if out.shape != input.shape or out.dtype != input.dtype or out.device != input.device:
         return False
-    if out.untyped_storage().data_ptr() != input.untyped_storage().data_ptr():
+    if not _share_memory(out, input):
         return out._is_view() is False or out.is_contiguous()
     return out.data_ptr() == input.data_ptr() and out.stride() == input.stride()
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _write(out: Tensor, value: Tensor, input: Tensor) -> None:
@@ -146,9 +150,13 @@ def _(input: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.impl("fused_sigmoid::sigmoid_with_derivative_out", "CUDA")
 def _(input: Tensor, value: Tensor, derivative: Tensor) -> None:
-    new_value, new_derivative = cuda_kernels().sigmoid_with_derivative(_real(input))
-    _write(derivative, new_derivative, input)
-    _write(value, new_value, input)
+    real = _real(input)
+    if _fits(value, real) and _fits(derivative, real) and not _share_memory(value, derivative):
+        cuda_kernels().sigmoid_with_derivative_out(real, value, derivative)
+    else:
+        new_value, new_derivative = cuda_kernels().sigmoid_with_derivative(real)
+        _write(derivative, new_derivative, input)
+        _write(value, new_value, input)
 
 
 def _register_backward(name: str) -> None:

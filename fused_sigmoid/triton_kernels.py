@@ -10,6 +10,8 @@ The arithmetic is the one in csrc/numerics, operation for operation, so that the
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,12 +19,15 @@ import triton
 import triton.language as tl
 
 from . import coefficients
+from ._extension import extension
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # One program's elements, and its warps: 8 elements a thread, one (halves) to four (float64) 128-bit
-# accesses. A starting point from reading machine code; no measurement chose it yet.
+# accesses of each operand. From machine code, not from a measurement: `python -m bench --static`
+# shows registers and the bytes in flight that they leave room for. With 16 elements a thread the
+# halves need 64 to 71 registers in place of 38 to 40, which lets half as many threads run at once.
 BLOCK_SIZE = 1024
 # Without fp fusion off, Triton and ptxas contract products and sums to fma, and the bits part from
 # the CPU's.
@@ -76,7 +81,10 @@ def _one_over_one_plus_exp(x, constants: tl.constexpr):
     limit = _constant(x, constants, _LIMIT)
     round_shift = _constant(x, constants, _ROUND_SHIFT)
     a = tl.abs(x)
-    a = tl.where(a > limit, limit, a)  # not tl.minimum: this comparison lets NaN through
+    if x.dtype == tl.float64:
+        a = tl.where(a > limit, limit, a)  # lets NaN through; six instructions less than a minimum
+    else:
+        a = tl.minimum(a, limit, propagate_nan=tl.PropagateNan.ALL)  # in bfloat16 two less
     shifted = tl.fma(a, _constant(x, constants, _LOG2_E), round_shift)
     n = shifted - round_shift
     r = tl.fma(n, _minus(_constant(x, constants, _LN2_HIGH)), a)
@@ -126,10 +134,17 @@ def _remaining(count, block_size: tl.constexpr):
     return tl.minimum(count - _start(block_size), block_size).to(tl.int32)
 
 
+# Of an operand: whether others may read it again, or it is a gradient or was kept for one. Then the
+# caches rather keep what is stored, for the next layer; that takes an instruction an element.
+_READ_AGAIN = tl.constexpr("")
+_LAST_READ = tl.constexpr("evict_first")
+
+
 @triton.jit
-def _load(pointer, mask, block_size: tl.constexpr):
+def _load(pointer, mask, block_size: tl.constexpr, eviction_policy: tl.constexpr):
     """This program's block, halves widened to float32."""
-    block = tl.load(pointer + _start(block_size) + tl.arange(0, block_size), mask=mask)
+    pointers = pointer + _start(block_size) + tl.arange(0, block_size)
+    block = tl.load(pointers, mask=mask, eviction_policy=eviction_policy)
     return block if block.dtype == tl.float64 else block.to(tl.float32)
 
 
@@ -148,13 +163,13 @@ def _store(pointer, block, mask, block_size: tl.constexpr):
 
 @triton.jit
 def _sigmoid_block(input, value, mask, block_size: tl.constexpr):
-    x = _load(input, mask, block_size)
+    x = _load(input, mask, block_size, _READ_AGAIN)
     t = _smaller_of_value_and_complement(x, input.dtype.element_ty)
     _store(value, _value_from_smaller(x, t), mask, block_size)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _sigmoid_kernel(input, value, count, block_size: tl.constexpr):
+def _sigmoid_kernel(input, value, count: tl.int64, block_size: tl.constexpr):
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
         _sigmoid_block(input, value, None, block_size)
@@ -164,7 +179,7 @@ def _sigmoid_kernel(input, value, count, block_size: tl.constexpr):
 
 @triton.jit
 def _sigmoid_with_derivative_block(input, value, derivative, mask, block_size: tl.constexpr):
-    x = _load(input, mask, block_size)
+    x = _load(input, mask, block_size, _READ_AGAIN)
     dtype: tl.constexpr = input.dtype.element_ty
     t = _smaller_of_value_and_complement(x, dtype)
     _store(value, _value_from_smaller(x, t), mask, block_size)
@@ -172,7 +187,9 @@ def _sigmoid_with_derivative_block(input, value, derivative, mask, block_size: t
 
 
 @triton.jit(do_not_specialize=["count"])
-def _sigmoid_with_derivative_kernel(input, value, derivative, count, block_size: tl.constexpr):
+def _sigmoid_with_derivative_kernel(
+    input, value, derivative, count: tl.int64, block_size: tl.constexpr
+):
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
         _sigmoid_with_derivative_block(input, value, derivative, None, block_size)
@@ -183,14 +200,15 @@ def _sigmoid_with_derivative_kernel(input, value, derivative, count, block_size:
 
 @triton.jit
 def _backward_block(grad, input, grad_input, mask, block_size: tl.constexpr):
-    x = _load(input, mask, block_size)
+    x = _load(input, mask, block_size, _LAST_READ)
+    g = _load(grad, mask, block_size, _LAST_READ)
     dtype: tl.constexpr = input.dtype.element_ty
     derivative = _derivative_from_smaller(_smaller_of_value_and_complement(x, dtype), dtype)
-    _store(grad_input, _load(grad, mask, block_size) * derivative, mask, block_size)
+    _store(grad_input, g * derivative, mask, block_size)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _backward_kernel(grad, input, grad_input, count, block_size: tl.constexpr):
+def _backward_kernel(grad, input, grad_input, count: tl.int64, block_size: tl.constexpr):
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
         _backward_block(grad, input, grad_input, None, block_size)
@@ -200,12 +218,15 @@ def _backward_kernel(grad, input, grad_input, count, block_size: tl.constexpr):
 
 @triton.jit
 def _backward_from_output_block(grad, output, grad_input, mask, block_size: tl.constexpr):
-    y = _load(output, mask, block_size)
-    _store(grad_input, _load(grad, mask, block_size) * (1 - y) * y, mask, block_size)
+    y = _load(output, mask, block_size, _LAST_READ)
+    g = _load(grad, mask, block_size, _LAST_READ)
+    _store(grad_input, g * (1 - y) * y, mask, block_size)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _backward_from_output_kernel(grad, output, grad_input, count, block_size: tl.constexpr):
+def _backward_from_output_kernel(
+    grad, output, grad_input, count: tl.int64, block_size: tl.constexpr
+):
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
         _backward_from_output_block(grad, output, grad_input, None, block_size)
@@ -216,12 +237,16 @@ def _backward_from_output_kernel(grad, output, grad_input, count, block_size: tl
 
 @triton.jit
 def _backward_from_derivative_block(grad, derivative, grad_input, mask, block_size: tl.constexpr):
-    product = _load(grad, mask, block_size) * _load(derivative, mask, block_size)
+    product = _load(grad, mask, block_size, _LAST_READ) * _load(
+        derivative, mask, block_size, _LAST_READ
+    )
     _store(grad_input, product, mask, block_size)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _backward_from_derivative_kernel(grad, derivative, grad_input, count, block_size: tl.constexpr):
+def _backward_from_derivative_kernel(
+    grad, derivative, grad_input, count: tl.int64, block_size: tl.constexpr
+):
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
         _backward_from_derivative_block(grad, derivative, grad_input, None, block_size)
@@ -234,18 +259,20 @@ class Kernel(NamedTuple):
     """A kernel over `reads` operands and `writes` results of one dtype and one dense layout.
 
     Its arguments are their pointers in that order, the count of elements, and the size of a block.
+    The extension knows it by its number.
     """
 
     function: Any
     reads: int
     writes: int
+    number: int
 
 
-SIGMOID = Kernel(_sigmoid_kernel, 1, 1)
-SIGMOID_WITH_DERIVATIVE = Kernel(_sigmoid_with_derivative_kernel, 1, 2)
-BACKWARD = Kernel(_backward_kernel, 2, 1)
-BACKWARD_FROM_OUTPUT = Kernel(_backward_from_output_kernel, 2, 1)
-BACKWARD_FROM_DERIVATIVE = Kernel(_backward_from_derivative_kernel, 2, 1)
+SIGMOID = Kernel(_sigmoid_kernel, 1, 1, 0)
+SIGMOID_WITH_DERIVATIVE = Kernel(_sigmoid_with_derivative_kernel, 1, 2, 1)
+BACKWARD = Kernel(_backward_kernel, 2, 1, 2)
+BACKWARD_FROM_OUTPUT = Kernel(_backward_from_output_kernel, 2, 1, 3)
+BACKWARD_FROM_DERIVATIVE = Kernel(_backward_from_derivative_kernel, 2, 1, 4)
 KERNELS = (
     SIGMOID,
     SIGMOID_WITH_DERIVATIVE,
@@ -255,16 +282,83 @@ KERNELS = (
 )
 
 
+# The first launch of a kernel is Triton's, which compiles it or finds it in its cache on disk. Then
+# the extension has its handle and launches it by itself: Triton's own path costs the host several
+# times what the launch does.
+
+# What was compiled: (kernel's number, device, dtype, alignment) -> the compiled kernel, which must
+# live as long as its handle is in use, and why the extension does not launch it, or "".
+_Key = tuple[int, int, torch.dtype, int]
+_compiled: dict[_Key, tuple[Any, str]] = {}
+_compiling = threading.Lock()
+
+
 def _launch(kernel: Kernel, tensors: tuple[Tensor, ...]) -> None:
     """Runs `kernel` over tensors of one dense layout, on their device and its current stream."""
-    count = tensors[0].numel()
-    if count == 0:
+    if tensors[0].numel() == 0:
         return
-    device = tensors[0].get_device()  # -1 on the CPU, where only Triton's interpreter runs
+    if not tensors[0].is_cuda:  # only under Triton's interpreter
+        _launch_by_triton(kernel, tensors)
+        return
+    if extension.launch_gpu_kernel(kernel.number, *tensors):
+        return
+    key = _key(kernel, tensors)
+    if key in _compiled:  # which the extension has refused, or Triton's hooks are to see
+        _launch_by_triton(kernel, tensors)
+        return
+    with _compiling:  # threads that wait here find it compiled
+        if extension.launch_gpu_kernel(kernel.number, *tensors):
+            return
+        compiled = _launch_by_triton(kernel, tensors)
+        _compiled[key] = compiled, _hand_over(kernel, key, compiled)
+
+
+def _launch_by_triton(kernel: Kernel, tensors: tuple[Tensor, ...]) -> Any:
+    count, device = tensors[0].numel(), tensors[0].get_device()
     elsewhere = device >= 0 and device != torch.cuda.current_device()
     grid = (triton.cdiv(count, BLOCK_SIZE),)
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        kernel.function[grid](*tensors, count, block_size=BLOCK_SIZE, **LAUNCH_OPTIONS)
+        return kernel.function[grid](*tensors, count, block_size=BLOCK_SIZE, **LAUNCH_OPTIONS)
+
+
+def _key(kernel: Kernel, tensors: tuple[Tensor, ...]) -> _Key:
+    # Triton compiles apart for pointers that are and that are not divisible by 16.
+    aligned = sum((t.data_ptr() % 16 == 0) << i for i, t in enumerate(tensors))
+    return kernel.number, tensors[0].get_device(), tensors[0].dtype, aligned
+
+
+def _hand_over(kernel: Kernel, key: _Key, compiled: Any) -> str:
+    """Lets the extension launch it from now on. Returns why it does not, or ""."""
+    if os.environ.get("FUSED_SIGMOID_LAUNCH") == "triton":
+        return "FUSED_SIGMOID_LAUNCH=triton"
+    try:
+        metadata, runtime = compiled.metadata, triton.knobs.runtime
+        needs = {
+            "shared memory": metadata.shared,
+            "scratch memory": metadata.global_scratch_size or metadata.profile_scratch_size,
+            "a cluster": metadata.num_ctas != 1,
+            "launch attributes": metadata.launch_cooperative_grid or metadata.launch_pdl,
+            f"a launch for {metadata.target.backend}": metadata.target.backend != "cuda",
+        }
+        if any(needs.values()):
+            return "the compiled kernel needs " + next(name for name in needs if needs[name])
+        hooks = (
+            runtime.launch_enter_hook.calls,
+            runtime.launch_exit_hook.calls,
+            kernel.function.pre_run_hooks,
+        )
+        threads = metadata.target.warp_size * metadata.num_warps
+        # As on the device it was compiled for: the extension notes its context.
+        with torch.cuda.device(key[1]):
+            return extension.add_gpu_kernel(*key, compiled.function, BLOCK_SIZE, threads, hooks)
+    except (AttributeError, TypeError) as error:
+        return f"Triton {triton.__version__} is not as expected: {error}"
+
+
+def launcher() -> str:
+    """Who launches the kernels compiled so far, in words for ``python -m fused_sigmoid info``."""
+    reasons = sorted({reason for _, reason in _compiled.values() if reason})
+    return f"Triton ({'; '.join(reasons)})" if reasons else "the extension"
 
 
 def _empty_like(tensor: Tensor, **options: Any) -> Tensor:
@@ -311,6 +405,16 @@ def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
     """σ(x) and σ'(x) in one pass."""
     value, derivative = _results(SIGMOID_WITH_DERIVATIVE, input)
     return value, derivative
+
+
+def sigmoid_with_derivative_out(input: Tensor, value: Tensor, derivative: Tensor) -> None:
+    """σ(x) and σ'(x) into tensors of the shape and dtype of `input`, one of which may be it."""
+    dense = _empty_like(input, device="meta")
+    if all(_same_layout(tensor, dense) for tensor in (input, value, derivative)):
+        _launch(SIGMOID_WITH_DERIVATIVE, (input, value, derivative))
+    else:
+        for out, result in zip((value, derivative), sigmoid_with_derivative(input), strict=True):
+            out.copy_(result)
 
 
 def sigmoid_backward(grad: Tensor, input: Tensor) -> Tensor:

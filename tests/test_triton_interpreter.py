@@ -415,6 +415,23 @@ def test_dense_layouts_are_not_copied(kernels, layout, monkeypatch):
         assert tensor is expected
 
 
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
+def test_pair_into_given_tensors(kernels, layout):
+    x = LAYOUTS[layout](lambda shape: _random(shape, torch.float32))
+    expected = kernels.sigmoid_with_derivative(x)
+    outs = torch.empty_like(x), LAYOUTS[layout](lambda shape: _random(shape, torch.float32))
+    kernels.sigmoid_with_derivative_out(x, *outs)
+    assert torch.equal(outs[0], expected[0])
+    assert torch.equal(outs[1], expected[1])
+    for in_place in (0, 1):
+        input = x.clone()
+        pair = [input, input]
+        pair[1 - in_place] = torch.empty_like(input)
+        kernels.sigmoid_with_derivative_out(input, *pair)
+        assert torch.equal(pair[0], expected[0])
+        assert torch.equal(pair[1], expected[1])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
 def test_out_and_in_place(kernels, layout, dtype):
@@ -472,12 +489,12 @@ def test_launches_on_the_device_of_the_tensor(kernels, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: recorder.device)
-    kernels._launch(kernels.Kernel(recorder, 1, 0), (_TensorOnSecondDevice(),))
+    kernels._launch_by_triton(kernels.Kernel(recorder, 1, 0, 0), (_TensorOnSecondDevice(),))
     assert recorder.launches == [(1, (1,))]
     assert recorder.device == 0
 
 
 def test_empty_tensors_launch_nothing(kernels):
     recorder = _Recorder()
-    kernels._launch(kernels.Kernel(recorder, 1, 0), (torch.empty(3, 0),))
+    kernels._launch(kernels.Kernel(recorder, 1, 0, 0), (torch.empty(3, 0),))
     assert recorder.launches == []

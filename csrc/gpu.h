@@ -1,0 +1,68 @@
+// Launches of compiled GPU kernels without Python: Triton compiles a kernel at its first launch and
+// hands it over; from then on the calls that it fits come here. Needs no header of CUDA.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace fused_sigmoid::gpu {
+
+// In the order of KERNELS in triton_kernels.py.
+enum class Kernel {
+  sigmoid,
+  sigmoid_with_derivative,
+  backward,
+  backward_from_output,
+  backward_from_derivative,
+};
+constexpr size_t kernels = 5;
+constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2};
+constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1};
+
+// What is compiled apart: tensors of one dtype on one device, where bit i of `aligned` says that
+// the i-th, operands first, begins at a multiple of 16 bytes.
+struct Key {
+  Kernel kernel;
+  c10::DeviceIndex device;
+  at::ScalarType dtype;
+  unsigned aligned;
+};
+
+// A CUfunction and its grid: `threads` for every `block_size` elements. Python's hooks see every
+// launch, so there is none from here while one of their `hook_counts` is not 0.
+struct Launch {
+  void* function;
+  int64_t block_size;
+  unsigned threads;
+  std::vector<const ssize_t*> hook_counts;
+};
+
+// From now on the launch for its key; says why it cannot be, or nothing. Called with the device
+// current and the kernel's module loaded.
+std::string add(const Key& key, Launch launch);
+
+// Runs a kernel over its operands and results, which have one dtype, device and dense layout and at
+// least one element, on the device's current stream. Returns false, having done nothing, where no
+// launch was added for them.
+bool launch(Kernel kernel, at::ArrayRef<at::Tensor> tensors);
+
+// Drops what was added; a launch that is under way in another thread ends as it began.
+void forget();
+
+// How many there were in this process.
+uint64_t launches();
+
+// Whether the tensors have one dtype, shape and dense layout on a CUDA device that has a launch,
+// and are plain: what `run` takes.
+bool fits(const at::Tensor& tensor);
+bool fits(const at::Tensor& tensor, const at::Tensor& other);
+
+// The results of a kernel; none where no launch was added for such tensors.
+c10::SmallVector<at::Tensor, 3> run(Kernel kernel, at::ArrayRef<at::Tensor> operands);
+
+}  // namespace fused_sigmoid::gpu

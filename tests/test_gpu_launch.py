@@ -1,0 +1,226 @@
+"""GPU kernels are compiled once and then launched without Python: with the right arguments, on the
+right device and stream, safely from threads, and by Triton itself where that cannot be.
+
+Without a GPU a fake of one is built, with a fake of the CUDA driver, and the rest is real. On a GPU
+the tests marked gpu run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import fused_sigmoid
+from fused_sigmoid import FusedSigmoid
+from fused_sigmoid._extension import extension
+
+pytest.importorskip("triton")
+
+FOLDER = Path(__file__).parent
+SCENARIOS = FOLDER / "gpu_launch" / "scenarios.py"
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is not None or torch.version.hip is not None,
+    reason="this torch has a CUDA of its own, and there cannot be two",
+)
+def test_on_a_fake_device(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SCENARIOS)],
+        cwd=FOLDER.parent,
+        env=os.environ | {"FAKE_CUDA_BUILD": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_numbers_of_kernels_are_those_of_the_extension() -> None:
+    from fused_sigmoid import triton_kernels
+
+    assert [kernel.number for kernel in triton_kernels.KERNELS] == list(range(5))
+    names = [kernel.function.__name__ for kernel in triton_kernels.KERNELS]
+    header = (FOLDER.parent / "csrc" / "gpu.h").read_text(encoding="utf-8")
+    enumerated = header[header.index("enum class Kernel {") :].split("}")[0]
+    assert [f"_{line.strip(' ,')}_kernel" for line in enumerated.splitlines()[1:]][:5] == names
+    for what, field in (("operands", "reads"), ("results", "writes")):
+        counts = ", ".join(str(getattr(kernel, field)) for kernel in triton_kernels.KERNELS)
+        assert f"{what} = {{{counts}}};" in header
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((), ValueError),
+        ((5, torch.zeros(1)), ValueError),
+        ((0, torch.zeros(1)), TypeError),
+        ((0, torch.zeros(1), 1.0), TypeError),
+        (("sigmoid", torch.zeros(1)), TypeError),
+    ],
+)
+def test_wrong_arguments(arguments: tuple[object, ...], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        extension.launch_gpu_kernel(*arguments)  # type: ignore[arg-type]
+
+
+# On a real GPU.
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(5000, device="cuda")
+
+
+def assert_launched_by_the_extension(count: int, before: int) -> None:
+    from fused_sigmoid import triton_kernels
+
+    assert triton_kernels.launcher() == "the extension"
+    assert extension.gpu_launches() - before == count
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
+def test_results_are_those_of_the_first_launch(dtype: torch.dtype) -> None:
+    for size in (1, 1000, 1024, 100_003):
+        for offset in (0, 1):
+            input = (torch.randn(size + offset, device="cuda") * 4).to(dtype)[offset:]
+            operands = (torch.randn_like(input), input)
+            first = torch.ops.fused_sigmoid.sigmoid_backward(*operands)
+            before = extension.gpu_launches()
+            second = torch.ops.fused_sigmoid.sigmoid_backward(*operands)
+            assert_launched_by_the_extension(1, before)
+            assert torch.equal(first, second)
+            on_cpu = torch.ops.fused_sigmoid.sigmoid_backward(*(t.cpu() for t in operands))
+            if dtype != torch.float64:
+                assert torch.equal(second.cpu(), on_cpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("saved", ["auto", "input", "output", "derivative"])
+def test_a_training_step_has_two_launches(x: torch.Tensor, saved: str) -> None:
+    module = FusedSigmoid(saved=saved)
+    grad = torch.randn_like(x)
+    for _ in range(2):
+        before = extension.gpu_launches()
+        leaf = x.clone().requires_grad_()
+        module(leaf).backward(grad)
+    # The derivative's memory takes the gradient by torch's product.
+    assert_launched_by_the_extension(1 if saved == "derivative" else 2, before)
+    expected = grad * torch.sigmoid(x.double()) * torch.sigmoid(-x.double())
+    torch.testing.assert_close(leaf.grad, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_launches_follow_the_current_stream(x: torch.Tensor) -> None:
+    expected = fused_sigmoid.sigmoid(x)
+    side = torch.cuda.Stream()
+    input = torch.empty_like(x)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)  # whoever is not behind this reads what is not there yet
+        input.copy_(x)
+        result = fused_sigmoid.sigmoid(input)
+    side.synchronize()
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.gpu
+def test_a_graph_captures_and_replays(x: torch.Tensor) -> None:
+    input, out = x.clone(), torch.empty_like(x)
+    fused_sigmoid.sigmoid(input, out=out)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value, derivative = fused_sigmoid.sigmoid_with_derivative(
+            fused_sigmoid.sigmoid(input, out=out)
+        )
+    for scale in (1.0, -2.0):
+        input.copy_(x * scale)
+        graph.replay()
+        inner = fused_sigmoid.sigmoid(x * scale)
+        expected = fused_sigmoid.sigmoid_with_derivative(inner)
+        assert torch.equal(value, expected[0])
+        assert torch.equal(derivative, expected[1])
+
+
+@pytest.mark.gpu
+def test_a_new_thread_can_launch(x: torch.Tensor) -> None:
+    expected = fused_sigmoid.sigmoid(x)
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(fused_sigmoid.sigmoid(x))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8
+    assert all(torch.equal(result, expected) for result in results)
+
+
+@pytest.mark.gpu
+def test_a_tensor_of_another_device(x: torch.Tensor) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one CUDA device")
+    expected = fused_sigmoid.sigmoid(x)
+    other = x.to("cuda:1")
+    for _ in range(2):
+        result = fused_sigmoid.sigmoid(other)
+        assert result.device == other.device
+        assert torch.equal(result.to(x.device), expected)
+    assert torch.cuda.current_device() == x.get_device()
+
+
+@pytest.mark.gpu
+def test_hooks_of_triton_see_launches(x: torch.Tensor) -> None:
+    from triton import knobs
+
+    fused_sigmoid.sigmoid(x)
+    seen = []
+
+    def hook(metadata: object) -> None:
+        seen.append(metadata)
+
+    knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        before = extension.gpu_launches()
+        fused_sigmoid.sigmoid(x)
+        assert extension.gpu_launches() == before
+        assert len(seen) == 1
+    finally:
+        knobs.runtime.launch_enter_hook.remove(hook)
+    fused_sigmoid.sigmoid(x)
+    assert extension.gpu_launches() == before + 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("saved", "more"), [("output", 0), ("input", 1), ("derivative", 1)])
+def test_peak_memory_of_a_training_step(dtype: torch.dtype, saved: str, more: int) -> None:
+    # Of a layer whose input nobody else keeps: nn.Sigmoid needs the output, the gradient coming
+    # in, and the one going out.
+    size = 4 << 20
+    bytes_of_one = size * dtype.itemsize
+
+    def peak(module: torch.nn.Module) -> int:
+        source = torch.zeros(size, dtype=dtype, device="cuda", requires_grad=True)
+        grad = torch.ones(size, dtype=dtype, device="cuda")
+        module(source * 1).backward(grad)
+        source.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+        module(source * 1).backward(grad)
+        return torch.cuda.max_memory_allocated() - start
+
+    difference = peak(FusedSigmoid(saved=saved)) - peak(torch.nn.Sigmoid())
+    assert difference <= more * bytes_of_one
