@@ -19,12 +19,12 @@ from typing import TypeVar
 
 import torch
 
-from bench import compare, figures, goals, machine, report, results, runs, sweep
+from bench import compare, figures, goals, machine, memory, report, results, runs, static, sweep
 from bench.peers import DEFAULT_PEERS, PEERS
 from bench.results import COPY, Result, Task
 from bench.runs import Options, Patience
 from bench.timing import Effort
-from bench.works import DTYPES, LAYOUTS, WORKS
+from bench.works import DEFAULT_WORKS, DTYPES, LAYOUTS, WORKS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"argument --compare: {error}")
         print(compare.terminal(before, after))
         return 0
+    if chosen.static:
+        print(static.run(chosen.output))
+        return 0
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: torch sees no CUDA device here; accepted is: cpu")
     try:
@@ -102,10 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         result.interrupted = True
         print("\ninterrupted; writing what was measured", file=sys.stderr)
+    if chosen.device == "cuda" and kind == "goals" and not result.interrupted:
+        result.peak_memory = memory.measure()
     result.elapsed_seconds = round(before + time.perf_counter() - start, 1)
 
     text = {"goals": lambda: goals.terminal(result.rows), "sweep": lambda: sweep.terminal(result)}
     print(text.get(kind, lambda: report.terminal(result))())
+    if result.peak_memory:
+        print(f"\n{memory.table(result.peak_memory, 'simple')}")
     print()
     results.write(result, file)
     results.write_csv(result, file.with_suffix(".csv"))
@@ -134,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="less: under a minute on two cores")
     what.add_argument(
-        "--goals", action="store_true", help="the rows that have a goal on a CPU: met or missed"
+        "--goals",
+        action="store_true",
+        help="the rows that have a goal on this device: met or missed",
     )
     what.add_argument(
         "--sweep",
@@ -143,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--compare", type=Path, nargs=2, metavar=("A.json", "B.json"), help="two result files"
+    )
+    what.add_argument(
+        "--static", action="store_true", help="what the GPU kernels compile to; needs no GPU"
     )
     what.add_argument("--plan", type=Path, metavar="FILE", help="the cells and peers in this file")
     add("--sizes", nargs="+", type=_size, metavar="N", help="elements: 1000, 64Ki, 16Mi")
@@ -189,12 +201,12 @@ def _tasks(chosen: argparse.Namespace) -> list[Task]:
         threads = (1,) if chosen.quick else (1, every_thread)
     threads = _once(chosen.threads or threads)
     if chosen.goals:
-        return [task for task in map(_narrowed(chosen), goals.plan(threads)) if task]
+        return [task for task in map(_narrowed(chosen), goals.plan(threads, chosen.device)) if task]
     sweeping = chosen.sweep
     options = Options(
         device=chosen.device,
         sizes=_sizes(chosen),
-        works=_once(chosen.work or (SWEEP_WORKS if sweeping else WORKS)),
+        works=_once(chosen.work or (SWEEP_WORKS if sweeping else DEFAULT_WORKS)),
         peers=_once(chosen.peers or DEFAULT_PEERS),
         threads=threads,
         cache=chosen.cache or ("rotating" if chosen.device == "cuda" else "warm"),

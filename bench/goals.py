@@ -1,5 +1,5 @@
-"""What the kernels are to reach on a CPU, the rows to measure for it, and whether a result reached
-it.
+"""What the kernels are to reach on a CPU and on a GPU, the rows to measure for it, and whether a
+result reached it.
 
 Depends on results, and on report's texts; measures nothing.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from tabulate import tabulate
 
@@ -30,6 +31,9 @@ class Goal:
     peer: str
     ratio: float
     layout: str = "contiguous"
+    device: str = "cpu"
+    clock: str = "wall"
+    cache: str = "warm"
 
 
 def _laid_out(layout: str, ratio: float) -> tuple[Goal, ...]:
@@ -67,12 +71,49 @@ GOALS = (
 )
 
 
-def plan(threads: Sequence[int]) -> list[Task]:
+def _on_device(*goal: Any) -> Goal:
+    """Device time, with more input sets than the last cache holds."""
+    return Goal(*goal, device="cuda", clock="device", cache="rotating")
+
+
+def _eager_latency(*goal: Any) -> Goal:
+    return Goal(*goal, device="cuda")
+
+
+# On an H100. Of what moves 64 MiB and more in each tensor a copy is the limit; torch's own sigmoid
+# is near it too, so that a training step can only be as fast.
+LARGE = {"float32": 16 * MI, "bfloat16": 32 * MI, "float16": 32 * MI, "float64": 8 * MI}
+GPU_GOALS = (
+    *(
+        _on_device(work, (dtype,), (LARGE[dtype], 256 * MI), COPY, 0.95)
+        for work in ("forward", "pair", "backward")
+        for dtype in ("float32", *HALVES)
+    ),
+    *(_on_device("pair", (d,), (LARGE[d],), "torch", 2.2) for d in ("float32", *HALVES)),
+    *(
+        _on_device(work, (dtype,), (LARGE[dtype],), "torch.compile", 1.0)
+        for work in ("pair", "training")
+        for dtype in ("float32", *HALVES)
+    ),
+    *(
+        _on_device("training", EVERY_DTYPE, (size,), "torch", 0.98)
+        for size in (KI, 64 * KI, MI, 16 * MI, 256 * MI)
+    ),
+    _on_device("forward-fresh", ("float64",), (LARGE["float64"],), "torch", 0.98),
+    _eager_latency("forward-fresh", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
+    _eager_latency("training", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
+)
+
+
+def plan(threads: Sequence[int], device: str = "cpu") -> list[Task]:
     """Every row that a goal is about, and the copy beside it; nothing else."""
     peers: dict[Cell, list[str]] = {}
-    for count, goal in product(threads, GOALS):
+    for count, goal in product(threads, GPU_GOALS if device == "cuda" else GOALS):
         for dtype, size in product(goal.dtypes, goal.sizes):
-            cell = Cell("cpu", dtype, goal.work, size, count, "wall", "warm", goal.layout)
+            cell = Cell(
+                *(goal.device, dtype, goal.work, size, count),
+                *(goal.clock, goal.cache, goal.layout),
+            )
             names = peers.setdefault(cell, [COPY])
             if goal.peer not in names:
                 names.append(goal.peer)
@@ -92,9 +133,9 @@ def terminal(rows: Sequence[Row]) -> str:
 def _pairs(rows: Sequence[Row]) -> list[tuple[Goal, Row]]:
     return [
         (goal, row)
-        for goal in GOALS
+        for goal in (*GOALS, *GPU_GOALS)
         for row in rows
-        if row.cell.device == "cpu"
+        if (row.cell.device, row.cell.clock) == (goal.device, goal.clock)
         and (row.cell.work, row.peer) == (goal.work, goal.peer)
         and row.cell.layout == goal.layout
         and row.cell.dtype in goal.dtypes
@@ -113,7 +154,7 @@ def _table(rows: Sequence[Row], form: str) -> str:
             goal.layout,
             row.cell.dtype,
             size_text(row.cell.size),
-            threads_text(row.cell.threads),
+            threads_text(row.cell.threads) if goal.device == "cpu" else f"{goal.clock} time",
             goal.peer,
             f"{goal.ratio:.2f}",
             ratio_text(row.ratio),

@@ -65,6 +65,9 @@ class FusedSigmoid(Peer):
             return lambda buffers: partial(fused_sigmoid.sigmoid, buffers.input, out=buffers.value)
         if cell.work == "pair":
             return lambda buffers: partial(fused_sigmoid.sigmoid_with_derivative, buffers.input)
+        if cell.work == "backward":
+            backward = torch.ops.fused_sigmoid.sigmoid_backward
+            return lambda buffers: partial(backward, buffers.grad_output, buffers.input)
         return _bind_module(fused_sigmoid.FusedSigmoid(saved=cell.saved), cell.work)
 
 
@@ -99,6 +102,8 @@ class TorchEager(Peer):
             return lambda buffers: partial(torch.sigmoid, buffers.input, out=buffers.value)
         if cell.work == "pair":
             return lambda buffers: partial(_composed_pair, buffers.input)
+        if cell.work == "backward":
+            return lambda buffers: partial(_backward, buffers.grad_output, buffers.value)
         return _bind_module(nn.Sigmoid(), cell.work)
 
 
@@ -116,6 +121,9 @@ class TorchCompile(Peer):
         if cell.work == "pair":
             pair = torch.compile(_composed_pair, dynamic=False)
             return lambda buffers: partial(pair, buffers.input)
+        if cell.work == "backward":
+            backward = torch.compile(_backward, dynamic=False)
+            return lambda buffers: partial(backward, buffers.grad_output, buffers.value)
         return _bind_module(torch.compile(nn.Sigmoid(), dynamic=False), cell.work)
 
 
@@ -126,7 +134,7 @@ class FlagGems(Peer):
     package = "flag_gems"
 
     def prepare(self, cell: Cell) -> Bind:
-        self.require(cell, ("cuda",), ("forward-fresh", "pair", "training"))
+        self.require(cell, ("cuda",), ("forward-fresh", "pair", "training", "backward"))
         return TorchEager().prepare(cell)
 
     def active(self) -> AbstractContextManager[Any]:
@@ -273,6 +281,10 @@ def _train(
 def _composed_pair(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     output = torch.sigmoid(values)
     return output, output * (1 - output)
+
+
+def _backward(grad: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten.sigmoid_backward(grad, output)
 
 
 def _sigmoid_into(values: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -92,6 +92,7 @@ class Result:
     elapsed_seconds: float = 0.0
     interrupted: bool = False
     kind: str = "bench"
+    peak_memory: list[dict[str, Any]] = field(default_factory=list)  # see memory.py
 
 
 def write(result: Result, path: Path) -> None:

@@ -395,7 +395,9 @@ def _buffers(cell: Cell, copy: bool) -> list[Buffers]:
 
 
 def _cost(cell: Cell, peer: Peer, result: Result) -> float:
-    cost = SECONDS_OF_A_GIGABYTE * bytes_moved(cell.work, cell.size, cell.dtype) / 1e9
+    # A GPU moves a gigabyte in less than a millisecond.
+    gigabytes = bytes_moved(cell.work, cell.size, cell.dtype) / 1e9 if cell.device == "cpu" else 0
+    cost = SECONDS_OF_A_GIGABYTE * gigabytes
     if peer.compiles:
         compiled = any(row.peer == peer.name for row in result.rows)
         cost += LATER_COMPILE_SECONDS if compiled else FIRST_COMPILE_SECONDS

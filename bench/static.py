@@ -74,10 +74,6 @@ ARCHITECTURES = {
     ),
 }
 
-# A jump over a call to the division's rare path passes that and a few moves; the one to the masked
-# end of a tensor passes everything.
-MOST_SKIPPED = 12
-
 # Of every one of the three: the registers of a multiprocessor, a quarter to a scheduler, given to
 # warps in pieces; its warps.
 REGISTERS, REGISTER_PIECE, MOST_WARPS, SCHEDULERS = 65536, 256, 64, 4
@@ -162,10 +158,9 @@ def whole_block(sass: str) -> list[str]:
             jump = re.match(r"@!?P\d BRA (\w+);", found[-1])
             if jump and f"{jump[1]}:" in lines[at:]:
                 target = lines.index(f"{jump[1]}:", at)
-                skipped = lines[at:target]
-                if len(skipped) <= MOST_SKIPPED and any(
-                    line.startswith("CALL") for line in skipped
-                ):
+                passed = {line.split(" ")[0].rstrip(";").split(".")[0] for line in lines[at:target]}
+                # The jump to the masked end of a tensor passes an exit too.
+                if "CALL" in passed and "EXIT" not in passed:
                     at = target
         at += 1
     raise ValueError("the machine code has no exit")
@@ -307,6 +302,18 @@ def markdown(stored: dict[str, Any]) -> str:
         f"{table(stored, 'pipe')}\n\nCompiled by Triton {stored['triton']}, "
         f"{stored['elements_of_a_thread']} elements a thread; capability {gpus}."
     )
+
+
+def run(folder: Path | None) -> str:
+    """The table for a terminal; the same as static.json in the folder, if one is given."""
+    stored = document(list(every_code()))
+    text = table(stored, "simple")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "static.json"
+        file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        text += f"\n\nwrote {file}"
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

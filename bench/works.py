@@ -52,8 +52,11 @@ WORKS = {
         Work("forward-fresh", "forward, fresh output", 2, "reads x, writes the value to a new one"),
         Work("pair", "value and derivative", 3, "reads x, writes value and derivative, both new"),
         Work("training", "forward + backward", 5, "reads x, writes y; reads two, writes x.grad"),
+        Work("backward", "backward alone", 3, "reads two, writes x.grad; no autograd"),
     )
 }
+# What is measured unless it is asked for: a training step shows the backward pass as well.
+DEFAULT_WORKS = tuple(name for name in WORKS if name != "backward")
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Buffers:
 
 
 def bytes_moved(work: str, size: int, dtype: str) -> int:
-    """The bytes the work has to move: 2, 2, 3 or 5 accesses of each element."""
+    """The bytes the work has to move: 2 to 5 accesses of each element."""
     return WORKS[work].accesses * size * DTYPES[dtype].itemsize
 
 
@@ -128,17 +131,19 @@ def make_buffers(
     place: dict[str, Any] = {"dtype": DTYPES[dtype], "device": device}
     values = LAYOUTS[layout].view(_random(LAYOUTS[layout].span * size, place))
     values.mul_(INPUT_STANDARD_DEVIATION)
-    training = work == "training"
+    has_gradient = work in ("training", "backward")
+    given = {"forward": torch.zeros_like, "backward": torch.sigmoid}.get(work)
     nothing = torch.empty(0, **place)
     # copy_ reads and writes each element once; hence half the work's accesses in elements.
     copied = -(-WORKS[work].accesses * size // 2) if copy else 0
     return Buffers(
-        input=values.requires_grad_(training),
-        value=torch.zeros_like(values) if work == "forward" else nothing,
+        value=given(values) if given else nothing,
+        input=values.requires_grad_(work == "training"),
         grad_output=torch.empty_like(values).copy_(_random(size, place).view(values.shape))
-        if training
+        if has_gradient
         else nothing,
-        copy_source=torch.ones(copied, **place),
+        # As random as what is computed with: constant data switches fewer bits.
+        copy_source=_random(copied, place),
         copy_target=torch.zeros(copied, **place),
     )
 
@@ -155,7 +160,7 @@ def wrongness(work: str, buffers: Buffers, result: Any) -> str | None:
     derivative = value * torch.sigmoid(-ends)
     if work == "pair":
         expected = {"value": (result[0], value), "derivative": (result[1], derivative)}
-    elif work == "training":
+    elif work in ("training", "backward"):
         expected = {"gradient": (result, derivative * _ends(buffers.grad_output))}
     else:
         expected = {"value": (result, value)}

@@ -62,7 +62,9 @@ def _info() -> int:
     return 0
 
 
-def _check(parser: argparse.ArgumentParser, full: bool, file: Path | None) -> int:
+def _check(
+    parser: argparse.ArgumentParser, full: bool, device: str | None, file: Path | None
+) -> int:
     try:
         from . import check
         from .check import report as reporting
@@ -70,12 +72,14 @@ def _check(parser: argparse.ArgumentParser, full: bool, file: Path | None) -> in
         if error.name not in CHECK_DEPENDENCIES:
             raise
         parser.error(f"{error.name} is not installed; pip install 'fused_sigmoid[check]'")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: torch sees no CUDA device here; accepted is: cpu")
     if file is not None:
         try:
             _check_writable(file)
         except OSError as error:
             parser.error(f"argument --json: {str(file)!r} cannot be written: {error.strerror}")
-    report = check.run(check.FULL if full else check.SHORT)
+    report = check.run(check.FULL if full else check.SHORT, device)
     print(reporting.text(report))
     if file is not None:
         document = json.dumps(reporting.document(report), indent=1, allow_nan=False)
@@ -108,11 +112,12 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="all 2^32 numbers of float32 and ten million of float64: minutes",
     )
+    check.add_argument("--device", choices=("cpu", "cuda"), help="this one alone; default: all")
     check.add_argument("--json", type=Path, metavar="FILE", help="write all figures to it as well")
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         try:
-            return _check(check, chosen.full, chosen.json)
+            return _check(check, chosen.full, chosen.device, chosen.json)
         except KeyboardInterrupt:
             print("interrupted; nothing is reported", file=sys.stderr)
             return INTERRUPTED

@@ -218,6 +218,7 @@ def test_garbage_collection_is_off_while_timing_and_on_after() -> None:
         ("forward-fresh", "float64", 16_000),
         ("pair", "bfloat16", 6_000),
         ("training", "float32", 20_000),
+        ("backward", "float16", 6_000),
     ],
 )
 def test_bytes_moved_and_the_copy_beside_them(work: str, dtype: str, expected: int) -> None:
@@ -606,7 +607,7 @@ def test_a_small_run_of_the_library_itself(tmp_path: Path) -> None:
     arguments = [*SMALL_RUN, "--peers", "torch", "--no-pictures", "--output", str(tmp_path)]
     assert command_line.main(arguments) == 0
     found = results.read(tmp_path / "result.json")
-    assert [r.cell.work for r in found.rows if r.peer == "torch"] == list(works.WORKS)
+    assert [r.cell.work for r in found.rows if r.peer == "torch"] == list(works.DEFAULT_WORKS)
     assert not found.skips
 
 

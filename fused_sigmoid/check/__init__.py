@@ -44,8 +44,9 @@ SHORT = Extent()
 FULL = Extent(float32_step=1, float64_inputs=10_100_000)
 
 
-def run(extent: Extent = SHORT) -> Report:
-    """Measures every dtype on every device, and on the CPU with every instruction set it has.
+def run(extent: Extent = SHORT, device: str | None = None) -> Report:
+    """Measures every dtype on every device, or those of one type (``"cpu"``, ``"cuda"``), and on
+    the CPU with every instruction set it has.
 
     For σ(x) = 1 / (1 + exp(-x)) and σ'(x) = σ(x) σ(-x), from each function that gives them:
 
@@ -73,7 +74,7 @@ def run(extent: Extent = SHORT) -> Report:
         | versions(("torch", "triton", "numpy", "mpmath")),
         machine=_machine(),
     )
-    sweeps = list(_sweeps(extent))
+    sweeps = list(_sweeps(extent, device))
     total = sum(2 * sweep.magnitudes.count for sweep in sweeps)
     before = extension.instruction_set()
     try:
@@ -88,7 +89,7 @@ def run(extent: Extent = SHORT) -> Report:
     return report
 
 
-def _sweeps(extent: Extent) -> Iterator[Sweep]:
+def _sweeps(extent: Extent, device_type: str | None) -> Iterator[Sweep]:
     count = extent.float64_inputs
     if reference.long_double_is_narrow():
         count = min(count, MPMATH_INPUTS)
@@ -100,6 +101,8 @@ def _sweeps(extent: Extent) -> Iterator[Sweep]:
     else:
         floats = inputs.some_float32(extent.float32_step)
     for device in _devices():
+        if device_type not in (None, device.type):
+            continue
         for dtype in HALVES:
             yield Sweep(device, dtype, inputs.every_magnitude(dtype), FIRST)
         yield Sweep(device, torch.float32, floats, FIRST)

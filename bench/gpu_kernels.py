@@ -1,0 +1,81 @@
+"""Runs every GPU kernel by every way of launching it, at sizes around a block's, on aligned and
+unaligned memory, and compares the bits with the CPU's: ``python -m bench.gpu_kernels``.
+
+What a memory checker is run on. Depends on the package and Triton.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+
+UNARY = ("sigmoid", "sigmoid_with_derivative")
+BINARY = ("sigmoid_backward", "sigmoid_backward_from_output", "sigmoid_backward_from_derivative")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SIZES = (1, 2, 1023, 1024, 1025, 4096, 100_003)
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def operands(dtype: torch.dtype, size: int, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """On the CPU, starting at an element of their memory."""
+    generator = torch.Generator().manual_seed(size)
+    both = torch.randn(2, size + offset, generator=generator, dtype=torch.float64) * 8
+    grad, input = both.to(dtype)
+    return grad[offset:], input[offset:]
+
+
+def on_gpu(tensor: torch.Tensor, offset: int) -> torch.Tensor:
+    """An allocation that ends with the tensor."""
+    memory = torch.empty(tensor.numel() + offset, dtype=tensor.dtype, device="cuda")
+    memory[offset:] = tensor.to("cuda")
+    return memory[offset:]
+
+
+def differences() -> Iterator[str]:
+    """Each result that differs from the CPU's: in its bits, or in float64 by over 8 of its eps."""
+    for dtype in DTYPES:
+        for size in SIZES:
+            for offset in (0, 1):
+                pair = operands(dtype, size, offset)
+                for name in (*UNARY, *BINARY):
+                    operator = getattr(torch.ops.fused_sigmoid, name)
+                    given = pair[1:] if name in UNARY else pair
+                    expected = operator(*given)
+                    moved = tuple(on_gpu(tensor, offset) for tensor in given)
+                    for launch in ("first", "later"):
+                        got = operator(*moved)
+                        if not same(got, expected):
+                            yield f"{name}, {dtype}, {size} elements from {offset}: {launch} launch"
+
+
+def same(got: object, expected: object) -> bool:
+    if isinstance(expected, tuple):
+        assert isinstance(got, tuple)
+        return all(map(same, got, expected))
+    assert isinstance(got, torch.Tensor)
+    assert isinstance(expected, torch.Tensor)
+    back = got.cpu()
+    if back.dtype == torch.float64:
+        return torch.allclose(back, expected, rtol=8 * torch.finfo(back.dtype).eps, atol=0)
+    bits = BITS[back.element_size()]
+    return torch.equal(back.view(bits), expected.view(bits))
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("torch sees no CUDA device", file=sys.stderr)
+        return 2
+    import fused_sigmoid  # noqa: F401
+    from fused_sigmoid._extension import extension
+
+    found = list(differences())
+    for line in found:
+        print(f"differs from the CPU: {line}")
+    print(f"{extension.gpu_launches()} launches by the extension, {len(found)} differences")
+    return 1 if found or not extension.gpu_launches() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
