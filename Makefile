@@ -80,6 +80,7 @@ CHECKS := $(wildcard bench/results/*/check.json)
 figures: build ## draw the pictures and fill the tables of README and docs from committed results
 	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
 	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md
+	$(BIN)/python -m bench.static docs/figures/static.json --write docs/gpu.md
 	$(BIN)/python -m bench.numerics $(CHECKS) --budget docs/figures/error_budget.json --write docs/numerics.md
 
 clean: ## remove .venv and everything that was built

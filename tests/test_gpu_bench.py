@@ -177,6 +177,15 @@ def test_static_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert f"{forward['total']:.1f}" in text
 
 
+def test_the_page_shows_the_stored_table() -> None:
+    static = pytest.importorskip("bench.static")
+    docs = machine.ROOT / "docs"
+    stored = docs / "figures" / "static.json"
+    assert static.main([str(stored), "--write", str(docs / "gpu.md"), "--check"]) == 0
+    document = json.loads(stored.read_text(encoding="utf-8"))
+    assert len(document["kernels"]) == 5 * 4 * 3
+
+
 @pytest.mark.parametrize(
     ("registers", "warps"), [(16, 64), (32, 64), (38, 48), (40, 48), (41, 40), (64, 32), (255, 8)]
 )

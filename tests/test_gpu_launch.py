@@ -7,6 +7,7 @@ the tests marked gpu run.
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -70,6 +71,31 @@ def test_wrong_arguments(arguments: tuple[object, ...], error: type[Exception]) 
         extension.launch_gpu_kernel(*arguments)  # type: ignore[arg-type]
 
 
+def test_info_says_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fused_sigmoid import triton_kernels
+
+    info = importlib.import_module("fused_sigmoid.__main__")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: device)
+    tried = []
+    monkeypatch.setattr(info, "sigmoid", tried.append)
+    for reason, launcher in (("", "the extension"), ("too old", "Triton (too old)")):
+        compiled = {(0, 0, torch.float32, 3): (None, reason)}
+        monkeypatch.setattr(triton_kernels, "_compiled", compiled)
+        assert info.information()["route on GPU"] == (
+            f"Triton kernels on a GPU, launched by {launcher}"
+        )
+    assert tried == ["cuda", "cuda"]
+
+    def fails(_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(info, "sigmoid", fails)
+    route = info.information()["route on GPU"]
+    assert route == "Triton kernels, which fail: RuntimeError: no compiler"
+
+
 # On a real GPU.
 
 
@@ -123,7 +149,7 @@ def test_a_training_step_has_two_launches(x: torch.Tensor, saved: str) -> None:
 def test_launches_follow_the_current_stream(x: torch.Tensor) -> None:
     expected = fused_sigmoid.sigmoid(x)
     side = torch.cuda.Stream()
-    input = torch.empty_like(x)
+    input = torch.zeros_like(x)
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         torch.cuda._sleep(50_000_000)  # whoever is not behind this reads what is not there yet
@@ -136,7 +162,7 @@ def test_launches_follow_the_current_stream(x: torch.Tensor) -> None:
 @pytest.mark.gpu
 def test_a_graph_captures_and_replays(x: torch.Tensor) -> None:
     input, out = x.clone(), torch.empty_like(x)
-    fused_sigmoid.sigmoid(input, out=out)
+    fused_sigmoid.sigmoid_with_derivative(fused_sigmoid.sigmoid(input, out=out))  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
