@@ -13,6 +13,8 @@ import torch
 
 UNARY = ("sigmoid", "sigmoid_with_derivative")
 BINARY = ("sigmoid_backward", "sigmoid_backward_from_output", "sigmoid_backward_from_derivative")
+# Each with whether one number is the whole gradient.
+CALLS = (*((name, False) for name in (*UNARY, *BINARY)), *((name, True) for name in BINARY))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIZES = (1, 2, 1023, 1024, 1025, 4096, 100_003)
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,15 +41,20 @@ def differences() -> Iterator[str]:
         for size in SIZES:
             for offset in (0, 1):
                 pair = operands(dtype, size, offset)
-                for name in (*UNARY, *BINARY):
+                for name, one in CALLS:
                     operator = getattr(torch.ops.fused_sigmoid, name)
                     given = pair[1:] if name in UNARY else pair
-                    expected = operator(*given)
                     moved = tuple(on_gpu(tensor, offset) for tensor in given)
+                    if one:
+                        given, moved = (
+                            (grad[:1].expand(size), input) for grad, input in (given, moved)
+                        )
+                    expected = operator(*given)
                     for launch in ("first", "later"):
                         got = operator(*moved)
                         if not same(got, expected):
-                            yield f"{name}, {dtype}, {size} elements from {offset}: {launch} launch"
+                            what = f"{name}, one gradient" if one else name
+                            yield f"{what}, {dtype}, {size} elements from {offset}: {launch} launch"
 
 
 def same(got: object, expected: object) -> bool:

@@ -8,6 +8,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "ops.h"
@@ -165,7 +166,7 @@ bool launch(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
   const Added* found = slot({kernel, device.index(), tensors[0].scalar_type(), aligned})
                            .load(std::memory_order_acquire);
   if (found == nullptr || is_hooked(found->launch)) return false;
-  int64_t count = tensors[0].numel();
+  int64_t count = tensors.back().numel();
   const int64_t blocks = (count + found->launch.block_size - 1) / found->launch.block_size;
   if (blocks > std::numeric_limits<int32_t>::max()) return false;
 
@@ -209,6 +210,13 @@ bool fits(const at::Tensor& tensor, const at::Tensor& other) {
   return fits(tensor) && is_plain(other) && tensor.scalar_type() == other.scalar_type() &&
          tensor.device() == other.device() && tensor.sizes() == other.sizes() &&
          same_layout(tensor, other);
+}
+
+bool fits_of_one(const at::Tensor& grad, const at::Tensor& tensor) {
+  const auto is_zero = [](int64_t stride) { return stride == 0; };
+  return grad.numel() > 1 && std::all_of(grad.strides().begin(), grad.strides().end(), is_zero) &&
+         fits(tensor) && is_plain(grad) && grad.scalar_type() == tensor.scalar_type() &&
+         grad.device() == tensor.device() && grad.sizes() == tensor.sizes();
 }
 
 c10::SmallVector<at::Tensor, 3> run(Kernel kernel, at::ArrayRef<at::Tensor> operands) {

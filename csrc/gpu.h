@@ -19,10 +19,14 @@ enum class Kernel {
   backward,
   backward_from_output,
   backward_from_derivative,
+  // The last three where one number is the whole gradient.
+  backward_of_one,
+  backward_from_output_of_one,
+  backward_from_derivative_of_one,
 };
-constexpr size_t kernels = 5;
-constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2};
-constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1};
+constexpr size_t kernels = 8;
+constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2, 2, 2, 2};
+constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1, 1, 1, 1};
 
 // What is compiled apart: tensors of one dtype on one device, where bit i of `aligned` says that
 // the i-th, operands first, begins at a multiple of 16 bytes.
@@ -47,8 +51,8 @@ struct Launch {
 std::string add(const Key& key, Launch launch);
 
 // Runs a kernel over its operands and results, which have one dtype, device and dense layout and at
-// least one element, on the device's current stream. Returns false, having done nothing, where no
-// launch was added for them.
+// least one element (a gradient of one number: that alone), on the device's current stream. Returns
+// false, having done nothing, where no launch was added for them.
 bool launch(Kernel kernel, at::ArrayRef<at::Tensor> tensors);
 
 // Drops what was added; a launch that is under way in another thread ends as it began.
@@ -61,6 +65,9 @@ uint64_t launches();
 // and are plain: what `run` takes.
 bool fits(const at::Tensor& tensor);
 bool fits(const at::Tensor& tensor, const at::Tensor& other);
+
+// Whether the gradient is one number expanded to a tensor that fits, as y.sum() gives it.
+bool fits_of_one(const at::Tensor& grad, const at::Tensor& tensor);
 
 // The results of a kernel; none where no launch was added for such tensors.
 c10::SmallVector<at::Tensor, 3> run(Kernel kernel, at::ArrayRef<at::Tensor> operands);

@@ -70,6 +70,15 @@ bool may_write(const at::Tensor& input, const at::Tensor& out) {
   return !input.is_alias_of(out) || input.const_data_ptr() == out.const_data_ptr();
 }
 
+// A backward kernel over a gradient and what was kept.
+at::Tensor backward_on_gpu(const char* name, gpu::Kernel kernel, gpu::Kernel of_one,
+                           const at::Tensor& grad, const at::Tensor& kept) {
+  const bool is_one = gpu::fits_of_one(grad, kept);
+  if (!is_one && !gpu::fits(kept, grad)) return {};
+  auto results = run_on_gpu(name, is_one ? of_one : kernel, {grad, kept});
+  return results.empty() ? at::Tensor() : results[0];
+}
+
 using Unary = at::Tensor(const at::Tensor&);
 using UnaryOut = void(const at::Tensor&, at::Tensor);
 using Pair = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&);
@@ -141,11 +150,10 @@ at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
     return call_direct("fused_sigmoid::sigmoid_backward", cpu::sigmoid_backward, grad, input);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  if (gpu::fits(input, grad)) {
-    auto results =
-        run_on_gpu("fused_sigmoid::sigmoid_backward", gpu::Kernel::backward, {grad, input});
-    if (!results.empty()) return results[0];
-  }
+  const at::Tensor result =
+      backward_on_gpu("fused_sigmoid::sigmoid_backward", gpu::Kernel::backward,
+                      gpu::Kernel::backward_of_one, grad, input);
+  if (result.defined()) return result;
   static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward");
   return op.call(grad, input);
 }
@@ -156,11 +164,10 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
                        cpu::sigmoid_backward_from_output, grad, output);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  if (gpu::fits(output, grad)) {
-    auto results = run_on_gpu("fused_sigmoid::sigmoid_backward_from_output",
-                              gpu::Kernel::backward_from_output, {grad, output});
-    if (!results.empty()) return results[0];
-  }
+  const at::Tensor result = backward_on_gpu("fused_sigmoid::sigmoid_backward_from_output",
+                                            gpu::Kernel::backward_from_output,
+                                            gpu::Kernel::backward_from_output_of_one, grad, output);
+  if (result.defined()) return result;
   static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward_from_output");
   return op.call(grad, output);
 }
@@ -171,11 +178,10 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
                        cpu::sigmoid_backward_from_derivative, grad, derivative);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  if (gpu::fits(derivative, grad)) {
-    auto results = run_on_gpu("fused_sigmoid::sigmoid_backward_from_derivative",
-                              gpu::Kernel::backward_from_derivative, {grad, derivative});
-    if (!results.empty()) return results[0];
-  }
+  const at::Tensor result = backward_on_gpu(
+      "fused_sigmoid::sigmoid_backward_from_derivative", gpu::Kernel::backward_from_derivative,
+      gpu::Kernel::backward_from_derivative_of_one, grad, derivative);
+  if (result.defined()) return result;
   static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward_from_derivative");
   return op.call(grad, derivative);
 }

@@ -149,6 +149,18 @@ def _load(pointer, mask, block_size: tl.constexpr, eviction_policy: tl.constexpr
 
 
 @triton.jit
+def _load_gradient(grad, mask, block_size: tl.constexpr, is_one: tl.constexpr):
+    """The block of a gradient, or the one number that all of it is: y.sum() and y.mean() give such,
+    expanded, and to lay it out would take a tensor and two passes more."""
+    if is_one:
+        g = tl.load(grad)
+        g = g if g.dtype == tl.float64 else g.to(tl.float32)
+    else:
+        g = _load(grad, mask, block_size, _LAST_READ)
+    return g
+
+
+@triton.jit
 def _store(pointer, block, mask, block_size: tl.constexpr):
     """Writes this program's block, rounded once to the tensor's dtype."""
     block = block.to(pointer.dtype.element_ty)
@@ -199,28 +211,40 @@ def _sigmoid_with_derivative_kernel(
 
 
 @triton.jit
-def _backward_block(grad, input, grad_input, mask, block_size: tl.constexpr):
+def _backward_block(grad, input, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr):
     x = _load(input, mask, block_size, _LAST_READ)
-    g = _load(grad, mask, block_size, _LAST_READ)
+    g = _load_gradient(grad, mask, block_size, is_one)
     dtype: tl.constexpr = input.dtype.element_ty
     derivative = _derivative_from_smaller(_smaller_of_value_and_complement(x, dtype), dtype)
     _store(grad_input, g * derivative, mask, block_size)
+
+
+@triton.jit
+def _backward_from_output_block(
+    grad, output, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr
+):
+    y = _load(output, mask, block_size, _LAST_READ)
+    g = _load_gradient(grad, mask, block_size, is_one)
+    _store(grad_input, g * (1 - y) * y, mask, block_size)
+
+
+@triton.jit
+def _backward_from_derivative_block(
+    grad, derivative, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr
+):
+    d = _load(derivative, mask, block_size, _LAST_READ)
+    g = _load_gradient(grad, mask, block_size, is_one)
+    _store(grad_input, g * d, mask, block_size)
 
 
 @triton.jit(do_not_specialize=["count"])
 def _backward_kernel(grad, input, grad_input, count: tl.int64, block_size: tl.constexpr):
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
-        _backward_block(grad, input, grad_input, None, block_size)
+        _backward_block(grad, input, grad_input, None, block_size, False)
     else:
-        _backward_block(grad, input, grad_input, tl.arange(0, block_size) < remaining, block_size)
-
-
-@triton.jit
-def _backward_from_output_block(grad, output, grad_input, mask, block_size: tl.constexpr):
-    y = _load(output, mask, block_size, _LAST_READ)
-    g = _load(grad, mask, block_size, _LAST_READ)
-    _store(grad_input, g * (1 - y) * y, mask, block_size)
+        mask = tl.arange(0, block_size) < remaining
+        _backward_block(grad, input, grad_input, mask, block_size, False)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -229,18 +253,10 @@ def _backward_from_output_kernel(
 ):
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
-        _backward_from_output_block(grad, output, grad_input, None, block_size)
+        _backward_from_output_block(grad, output, grad_input, None, block_size, False)
     else:
         mask = tl.arange(0, block_size) < remaining
-        _backward_from_output_block(grad, output, grad_input, mask, block_size)
-
-
-@triton.jit
-def _backward_from_derivative_block(grad, derivative, grad_input, mask, block_size: tl.constexpr):
-    product = _load(grad, mask, block_size, _LAST_READ) * _load(
-        derivative, mask, block_size, _LAST_READ
-    )
-    _store(grad_input, product, mask, block_size)
+        _backward_from_output_block(grad, output, grad_input, mask, block_size, False)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -249,30 +265,73 @@ def _backward_from_derivative_kernel(
 ):
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
-        _backward_from_derivative_block(grad, derivative, grad_input, None, block_size)
+        _backward_from_derivative_block(grad, derivative, grad_input, None, block_size, False)
     else:
         mask = tl.arange(0, block_size) < remaining
-        _backward_from_derivative_block(grad, derivative, grad_input, mask, block_size)
+        _backward_from_derivative_block(grad, derivative, grad_input, mask, block_size, False)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _backward_of_one_kernel(grad, input, grad_input, count: tl.int64, block_size: tl.constexpr):
+    remaining = _remaining(count, block_size)
+    if remaining >= block_size:
+        _backward_block(grad, input, grad_input, None, block_size, True)
+    else:
+        mask = tl.arange(0, block_size) < remaining
+        _backward_block(grad, input, grad_input, mask, block_size, True)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _backward_from_output_of_one_kernel(
+    grad, output, grad_input, count: tl.int64, block_size: tl.constexpr
+):
+    remaining = _remaining(count, block_size)
+    if remaining >= block_size:
+        _backward_from_output_block(grad, output, grad_input, None, block_size, True)
+    else:
+        mask = tl.arange(0, block_size) < remaining
+        _backward_from_output_block(grad, output, grad_input, mask, block_size, True)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _backward_from_derivative_of_one_kernel(
+    grad, derivative, grad_input, count: tl.int64, block_size: tl.constexpr
+):
+    remaining = _remaining(count, block_size)
+    if remaining >= block_size:
+        _backward_from_derivative_block(grad, derivative, grad_input, None, block_size, True)
+    else:
+        mask = tl.arange(0, block_size) < remaining
+        _backward_from_derivative_block(grad, derivative, grad_input, mask, block_size, True)
 
 
 class Kernel(NamedTuple):
     """A kernel over `reads` operands and `writes` results of one dtype and one dense layout.
 
     Its arguments are their pointers in that order, the count of elements, and the size of a block.
-    The extension knows it by its number.
+    The extension knows it by its number. `of_one` is the same for a gradient that is one number.
     """
 
     function: Any
     reads: int
     writes: int
     number: int
+    of_one: Kernel | None = None
 
 
 SIGMOID = Kernel(_sigmoid_kernel, 1, 1, 0)
 SIGMOID_WITH_DERIVATIVE = Kernel(_sigmoid_with_derivative_kernel, 1, 2, 1)
-BACKWARD = Kernel(_backward_kernel, 2, 1, 2)
-BACKWARD_FROM_OUTPUT = Kernel(_backward_from_output_kernel, 2, 1, 3)
-BACKWARD_FROM_DERIVATIVE = Kernel(_backward_from_derivative_kernel, 2, 1, 4)
+BACKWARD = Kernel(_backward_kernel, 2, 1, 2, Kernel(_backward_of_one_kernel, 2, 1, 5))
+BACKWARD_FROM_OUTPUT = Kernel(
+    _backward_from_output_kernel, 2, 1, 3, Kernel(_backward_from_output_of_one_kernel, 2, 1, 6)
+)
+BACKWARD_FROM_DERIVATIVE = Kernel(
+    _backward_from_derivative_kernel,
+    2,
+    1,
+    4,
+    Kernel(_backward_from_derivative_of_one_kernel, 2, 1, 7),
+)
 KERNELS = (
     SIGMOID,
     SIGMOID_WITH_DERIVATIVE,
@@ -295,7 +354,7 @@ _compiling = threading.Lock()
 
 def _launch(kernel: Kernel, tensors: tuple[Tensor, ...]) -> None:
     """Runs `kernel` over tensors of one dense layout, on their device and its current stream."""
-    if tensors[0].numel() == 0:
+    if tensors[-1].numel() == 0:
         return
     if not tensors[0].is_cuda:  # only under Triton's interpreter
         _launch_by_triton(kernel, tensors)
@@ -314,7 +373,7 @@ def _launch(kernel: Kernel, tensors: tuple[Tensor, ...]) -> None:
 
 
 def _launch_by_triton(kernel: Kernel, tensors: tuple[Tensor, ...]) -> Any:
-    count, device = tensors[0].numel(), tensors[0].get_device()
+    count, device = tensors[-1].numel(), tensors[0].get_device()
     elsewhere = device >= 0 and device != torch.cuda.current_device()
     grid = (triton.cdiv(count, BLOCK_SIZE),)
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
@@ -382,6 +441,11 @@ def _laid_out(tensor: Tensor, dense: Tensor) -> Tensor:
 def _results(kernel: Kernel, *operands: Tensor) -> tuple[Tensor, ...]:
     """Fresh results with the layout of the last operand, made dense."""
     results = tuple(_empty_like(operands[-1]) for _ in range(kernel.writes))
+    grad = operands[0]
+    if kernel.of_one and grad.numel() > 1 and not any(grad.stride()):
+        kernel, operands = kernel.of_one, (grad.as_strided((1,), (1,)), *operands[1:])
+        _launch(kernel, (operands[0], _laid_out(operands[1], results[0]), *results))
+        return results
     _launch(kernel, (*(_laid_out(operand, results[0]) for operand in operands), *results))
     return results
 

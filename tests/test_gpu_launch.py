@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -46,13 +47,15 @@ def test_on_a_fake_device(tmp_path: Path) -> None:
 def test_numbers_of_kernels_are_those_of_the_extension() -> None:
     from fused_sigmoid import triton_kernels
 
-    assert [kernel.number for kernel in triton_kernels.KERNELS] == list(range(5))
-    names = [kernel.function.__name__ for kernel in triton_kernels.KERNELS]
+    kernels = triton_kernels.KERNELS
+    kernels += tuple(kernel.of_one for kernel in kernels if kernel.of_one)
+    assert [kernel.number for kernel in kernels] == list(range(8))
     header = (FOLDER.parent / "csrc" / "gpu.h").read_text(encoding="utf-8")
     enumerated = header[header.index("enum class Kernel {") :].split("}")[0]
-    assert [f"_{line.strip(' ,')}_kernel" for line in enumerated.splitlines()[1:]][:5] == names
+    names = [kernel.function.__name__ for kernel in kernels]
+    assert [f"_{name}_kernel" for name in re.findall(r"^  (\w+),", enumerated, re.M)] == names
     for what, field in (("operands", "reads"), ("results", "writes")):
-        counts = ", ".join(str(getattr(kernel, field)) for kernel in triton_kernels.KERNELS)
+        counts = ", ".join(str(getattr(kernel, field)) for kernel in kernels)
         assert f"{what} = {{{counts}}};" in header
 
 
@@ -60,7 +63,7 @@ def test_numbers_of_kernels_are_those_of_the_extension() -> None:
     ("arguments", "error"),
     [
         ((), ValueError),
-        ((5, torch.zeros(1)), ValueError),
+        ((8, torch.zeros(1)), ValueError),
         ((0, torch.zeros(1)), TypeError),
         ((0, torch.zeros(1), 1.0), TypeError),
         (("sigmoid", torch.zeros(1)), TypeError),

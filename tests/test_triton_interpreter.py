@@ -433,6 +433,28 @@ def test_pair_into_given_tensors(kernels, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["", "_from_output", "_from_derivative"])
+def test_a_gradient_of_one_number_is_not_laid_out(kernels, name, dtype, monkeypatch):
+    x = _random((7, 300), dtype).t()
+    grad = _random((3,), dtype, seed=4)[1].expand(x.shape)
+    launched, launch = [], kernels._launch
+
+    def spied(kernel, tensors):
+        launched.append(tensors)
+        launch(kernel, tensors)
+
+    monkeypatch.setattr(kernels, "_launch", spied)
+    backward = f"sigmoid_backward{name}"
+    result = getattr(kernels, backward)(grad, x)
+    expected = getattr(torch.ops.fused_sigmoid, backward)(grad.contiguous(), x)
+    assert torch.equal(result, expected)
+    assert result.stride() == x.stride()
+    ((one, kept, _),) = launched
+    assert (one.numel(), one.data_ptr()) == (1, grad.data_ptr())
+    assert kept is x
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
 def test_out_and_in_place(kernels, layout, dtype):
     def make(shape):

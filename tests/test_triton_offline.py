@@ -17,6 +17,11 @@ triton_kernels = importlib.import_module("fused_sigmoid.triton_kernels")
 static = importlib.import_module("bench.static")
 
 KERNELS = {kernel.function.__name__: kernel for kernel in triton_kernels.KERNELS}
+OF_ONE = {
+    kernel.of_one.function.__name__: kernel.of_one
+    for kernel in triton_kernels.KERNELS
+    if kernel.of_one
+}
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 CAPABILITIES = [80, 90, 100]
 THREADS = 32 * triton_kernels.LAUNCH_OPTIONS["num_warps"]
@@ -70,7 +75,7 @@ def compiled(tmp_path_factory):
     def compile_once(name, dtype, capability, aligned=True):
         key = (name, dtype, capability, aligned)
         if key not in seen:
-            seen[key] = static.compile_kernel(KERNELS[name], dtype, capability, aligned)
+            seen[key] = static.compile_kernel((KERNELS | OF_ONE)[name], dtype, capability, aligned)
         return seen[key].asm
 
     with pytest.MonkeyPatch.context() as patch:
@@ -219,6 +224,21 @@ def test_machine_code_reads_and_writes_128_bits_at_a_time(compiled, name, dtype,
         found = [line for line in block if re.match(rf"(@!?P\d )?{operation}", line)]
         assert len(found) == tensors * accesses
         assert all(re.search(r"\.128\b", line) for line in found)
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+@every_dtype
+@every_capability
+def test_a_gradient_of_one_number_is_loaded_once(compiled, name, dtype, capability):
+    asm = compiled(name, dtype, capability)
+    block = static.whole_block(asm["sass"])
+    accesses = ELEMENTS * DTYPES[dtype].itemsize // 16
+    loads = [line for line in block if "LDG" in line]
+    wide = [line for line in loads if re.search(r"\.128\b", line)]
+    assert (len(wide), len(loads)) == (accesses, accesses + 1)
+    assert len(re.findall(r"STG\.\S*128", "\n".join(block))) == accesses
+    assert static.resources(asm["cubin"])["LOCAL"] == 0
+    assert not re.search(r"\b(LDL|STL)\b", asm["sass"])
 
 
 @every_kernel

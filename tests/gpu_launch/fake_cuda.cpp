@@ -5,6 +5,7 @@
 //   element
 // Nothing is computed but float32.
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -137,9 +138,9 @@ void compute(int64_t kernel, void** parameters) {
   const auto at = [&](int i) { return *pointers[i]; };
   const auto count = *static_cast<int64_t*>(parameters[kernel == 0 ? 2 : 3]);
   for (int64_t i = 0; i < count; ++i) {
-    const double x = at(0)[i];
+    const double x = at(0)[kernel < 5 ? i : 0];  // of one number
     const double other = kernel == 0 ? 0 : at(1)[i];
-    switch (kernel) {
+    switch (kernel < 5 ? kernel : kernel - 3) {
       case 0:
         at(1)[i] = value(x);
         break;
@@ -165,6 +166,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   c10::SetAllocator(c10::DeviceType::CUDA, &allocator);
   library.impl("empty.memory_format", empty);
   library.impl("empty_strided", empty_strided);
+  library.impl("as_strided", at::native::as_strided_tensorimpl);
 }
 
 TORCH_LIBRARY(fake_cuda, library) {

@@ -65,7 +65,11 @@ class FakeTriton:
         self.calls.append(triton_kernels._key(kernel, tensors))
         time.sleep(self.pause)
         operands = [host(t) for t in tensors[: kernel.reads]]
-        name = kernel.function.__name__.removeprefix("_").removesuffix("_kernel")
+        name = (
+            kernel.function.__name__.removeprefix("_")
+            .removesuffix("_kernel")
+            .removesuffix("_of_one")
+        )
         name = f"sigmoid_{name}" if name.startswith("backward") else name
         results = getattr(OPERATORS, name)(*operands)
         results = results if isinstance(results, tuple) else (results,)
@@ -150,6 +154,25 @@ def test_every_operation(triton):
                 torch.testing.assert_close(host(result), reference, rtol=2e-6, atol=1e-30)
         assert extension.gpu_launches() == before + 1
     assert len(triton.calls) == 5
+
+
+def test_a_gradient_of_one_number(triton):
+    x = values(seed=1)
+    y, d = torch.sigmoid(x), torch.sigmoid(x) * torch.sigmoid(-x)
+    one = torch.tensor([0.0, 2.5])[1]
+    for name, kept, expected in (
+        ("sigmoid_backward", x, 2.5 * d),
+        ("sigmoid_backward_from_output", y, 2.5 * (1 - y) * y),
+        ("sigmoid_backward_from_derivative", d, 2.5 * d),
+    ):
+        for _ in range(2):
+            result = getattr(OPERATORS, name)(gpu(one.expand(x.shape)), gpu(kept))
+            torch.testing.assert_close(host(result), expected, rtol=2e-6, atol=1e-30)
+            assert result.shape == x.shape
+        (launch,) = FAKE.take_launches()
+        assert launch[PARAMETERS][0] == one.data_ptr()
+        assert launch[GRID][0] == 5
+    assert len(triton.calls) == 3
 
 
 def test_out_and_in_place(triton):
