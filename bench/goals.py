@@ -36,12 +36,19 @@ class Goal:
     cache: str = "warm"
 
 
-def _laid_out(layout: str, ratio: float) -> tuple[Goal, ...]:
-    """At the size of a layer's activations all dtypes; float32 also where threads matter."""
+def _laid_out(layout: str, forward: float) -> tuple[Goal, ...]:
+    """At the size of a layer's activations all dtypes; float32 also where threads matter. A
+    training step in a dense layout is to reach what it is to reach when contiguous."""
+    training = 1.0 if forward == 1 else 1.2
     return tuple(
         Goal(work, dtypes, (size,), "torch", ratio, layout)
-        for work in ("forward", "training")
-        for dtypes, size in ((EVERY_DTYPE, 64 * KI), (("float32",), MI))
+        for work, dtypes, size, ratio in (
+            ("forward", EVERY_DTYPE, 64 * KI, forward),
+            ("forward", ("float32",), MI, forward),
+            ("training", ("float32", *HALVES), 64 * KI, training),
+            ("training", ("float64",), 64 * KI, 1.0),
+            ("training", ("float32",), MI, training),
+        )
     )
 
 

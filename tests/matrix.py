@@ -91,7 +91,6 @@ def main() -> int:
     add("pairs", nargs="+", metavar="PYTHON:TORCH", help="such as 3.12:2.13.0")
     add("--output", type=Path, required=True, metavar="FILE.json")
     chosen = parser.parse_args()
-    outcomes = [try_one(*pair.split(":")) for pair in chosen.pairs]
     commit = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"],
         cwd=ROOT,
@@ -100,8 +99,12 @@ def main() -> int:
         check=True,
     ).stdout.strip()
     date = datetime.now(timezone.utc).date().isoformat()
-    document = {"commit": commit, "date": date, "outcomes": outcomes}
-    chosen.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    outcomes: list[dict[str, Any]] = []
+    for pair in chosen.pairs:
+        outcomes.append(try_one(*pair.split(":")))
+        # After each, so that an interruption leaves those that ended.
+        document = {"commit": commit, "date": date, "outcomes": outcomes}
+        chosen.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(outcomes, indent=1))
     return any("failed_at" in outcome for outcome in outcomes)
 
