@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix sanitize dist check-full lint format bench instructions goals sweep figures clean
+.PHONY: help build demo test test-matrix sanitize fuzz load dist check-full lint format bench instructions goals sweep figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -39,6 +39,16 @@ test-matrix: build ## the suite with other releases of torch and Python
 # The torch-free kernels under sanitizers, about a minute of two cores; needs g++ alone.
 sanitize: $(VENV)/.environment ## the kernels under address, undefined-behaviour and thread sanitizers
 	$(BIN)/python -m tests.native.run sanitize
+
+# Long runs, which leave their figures for docs/reliability.md. The fuzz target needs clang.
+RELIABILITY := docs/figures/reliability.json
+EXECUTIONS ?= 10000000
+fuzz: build ## kernels under libFuzzer, the Python face under hypothesis; a quarter of an hour
+	$(BIN)/python -m tests.native.run fuzz --executions $(EXECUTIONS) --record $(RELIABILITY)
+	$(BIN)/python -m tests.native.run properties --record $(RELIABILITY)
+
+load: build ## threads, calls and training steps for a quarter of an hour, results checked
+	$(BIN)/python -m tests.load --record $(RELIABILITY)
 
 dist: build ## a wheel and a source distribution, each tried in an empty environment
 	rm -rf dist

@@ -146,6 +146,18 @@ std::tuple<at::Tensor, at::Tensor> run_pair(const at::Tensor& input, const at::T
   return {iter.output(0), iter.output(1)};
 }
 
+// torch gives an output its new shape before it finds the memory for it. Where there is none, the
+// output would go on to claim elements it does not have, and the next call write to them.
+at::TensorIterator with_resized(at::Tensor& out, const at::Tensor& input) {
+  const at::DimVector sizes(out.sizes()), strides(out.strides());
+  try {
+    return at::TensorIterator::unary_float_op(out, input);
+  } catch (...) {
+    out.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
+    throw;
+  }
+}
+
 }  // namespace
 
 at::Tensor sigmoid(const at::Tensor& input) {
@@ -167,7 +179,7 @@ void sigmoid_out(const at::Tensor& input, at::Tensor out) {
       (out.is_same(input) || !out.storage().is_alias_of(input.storage()))) {
     return run_simple(Work::value, "sigmoid", out, input);
   }
-  auto iter = at::TensorIterator::unary_float_op(out, input);
+  auto iter = with_resized(out, input);
   run(iter, Work::value, "sigmoid");
 }
 

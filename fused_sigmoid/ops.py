@@ -88,7 +88,7 @@ def cuda_kernels() -> ModuleType:
     """The module with the CUDA kernels: Triton's, or the formula where Triton is missing."""
     try:
         from . import triton_kernels
-    except ImportError as error:
+    except Exception as error:  # a broken or another Triton raises anything
         warnings.warn(
             f"fused_sigmoid runs without its GPU kernels, since Triton could not be imported "
             f"({error}). The results are right but slower; install it with: pip install triton",
