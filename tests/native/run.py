@@ -136,10 +136,11 @@ def run(program: Path, shares: Iterable[Sequence[str]]) -> list[dict[str, Any]]:
     return [figures(output) for output in outputs]
 
 
-def sanitize(csrc: Path) -> dict[str, Any]:
-    """Every check of SANITIZE; the process ends with the first that fails."""
+def sanitize(csrc: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The named checks of SANITIZE; the process ends with the first that fails."""
     found = {}
-    for name, variant in SANITIZE.items():
+    for name in names:
+        variant = SANITIZE[name]
         began = time.monotonic()
         program = build(name, variant, csrc)
         built = time.monotonic()
@@ -214,12 +215,13 @@ def main() -> None:
     add = parser.add_argument
     add("what", choices=("sanitize", "fuzz", "properties"))
     add("--executions", type=int, default=1_000_000, help="of kernels, by the fuzz target")
+    add("--only", action="append", choices=list(SANITIZE), help="this sanitizer")
     add("--csrc", type=Path, default=ROOT / "csrc", help="other kernels, such as broken ones")
     add("--record", type=Path, metavar="FILE.json", help="keep the figures in this file")
     chosen = parser.parse_args()
     csrc = chosen.csrc.resolve()
     checks = {
-        "sanitize": lambda: sanitize(csrc),
+        "sanitize": lambda: sanitize(csrc, chosen.only or list(SANITIZE)),
         "fuzz": lambda: fuzz(csrc, chosen.executions),
         "properties": properties,
     }

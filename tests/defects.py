@@ -1,0 +1,192 @@
+"""Plants known defects, each in a throw-away copy, and sees which check catches it; ends with an
+error if one goes unseen. Called by `make defects`.
+
+    python -m tests.defects [--record FILE.json]
+
+Depends on tests/native/run.py and the suite for the checks, on bench.reliability for the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 1800
+
+
+class Defect(NamedTuple):
+    """``old`` becomes ``new`` in the file; the check has to fail and say what matches."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    check: tuple[str, ...]
+    message: str
+    builds: bool = False  # whether the check needs the extension built anew
+
+    @property
+    def command(self) -> str:
+        return " ".join(f"'{word}'" if " " in word else word for word in self.check)
+
+
+def _sanitizer(name: str) -> tuple[str, ...]:
+    return ("tests.native.run", "sanitize", "--only", name)
+
+
+MEMORY = _sanitizer("address and undefined behaviour")
+SHIPPED = _sanitizer("guard pages, as shipped")
+THREADS = _sanitizer("threads")
+LOOPS = "csrc/cpu/loops.h"
+TAIL = "const size_t bytes = static_cast<size_t>(count - offset) * sizeof(T);"
+FAILED_TEST = r"FAILED (tests/\S+)"
+
+DEFECTS = (
+    Defect(
+        *("a vector's tail is one element too long", LOOPS),
+        *(TAIL, TAIL.replace("count - offset", "count - offset + 1")),
+        *(MEMORY, r"AddressSanitizer: [\w-]+"),
+    ),
+    Defect(
+        *("a vector's tail is one element too short", LOOPS),
+        *(TAIL, TAIL.replace("count - offset", "count - offset - 1")),
+        *(MEMORY, r"FAILED: .*"),
+    ),
+    Defect(
+        *("the last whole vector runs past the end", LOOPS),
+        *("for (; offset + V::size <= count;", "for (; offset + V::size <= count + 1;"),
+        *(SHIPPED, r"FAILED: .*|in this call: .*"),
+    ),
+    Defect(
+        *("a strided input is taken for a dense one", LOOPS),
+        "for (int i = 0; i < operands; ++i) dense = dense && strides[i] == item;",
+        "for (int i = 0; i < Work::outputs; ++i) dense = dense && strides[i] == item;",
+        *(MEMORY, r"AddressSanitizer: [\w-]+|FAILED: .*"),
+    ),
+    Defect(
+        *("loads that need alignment", "csrc/cpu/vector_avx2.h"),
+        *("Float(_mm256_loadu_ps(from))", "Float(_mm256_load_ps(from))"),
+        *(SHIPPED, r"in this call: .*?elements"),
+    ),
+    Defect(
+        *("bfloat16 rounds ties away, in one instruction set", "csrc/cpu/vector_avx2.h"),
+        "_mm256_set1_epi32(0x7fff)), odd)",
+        "_mm256_set1_epi32(0x8000)), _mm256_sub_epi32(odd, odd))",
+        *(MEMORY, r"FAILED: .*"),
+    ),
+    Defect(
+        *("a racy scratch buffer for strided operands", LOOPS),
+        *("  T buffers[operands][block];", "  static T buffers[operands][block];"),
+        *(THREADS, r"ThreadSanitizer: data race"),
+    ),
+    Defect(
+        *("a racy scratch buffer for the tail", LOOPS),
+        "  T buffer[Work::inputs + Work::outputs][V::size] = {};",
+        "  static T buffer[Work::inputs + Work::outputs][V::size] = {};",
+        *(THREADS, r"ThreadSanitizer: data race"),
+    ),
+    Defect(
+        *("no device guard around a launch", "fused_sigmoid/triton_kernels.py"),
+        *("torch.cuda.device(device) if elsewhere else contextlib.nullcontext()",),
+        "contextlib.nullcontext()",
+        *(("pytest", "-q", "tests/test_triton_interpreter.py", "-k", "launches"), FAILED_TEST),
+    ),
+    Defect(
+        *("every tensor is taken for a contiguous one", "csrc/cpu.cpp"),
+        *("return tensor.is_contiguous() && ", "return "),
+        *(("pytest", "-q", "-x", "tests/test_properties.py"), FAILED_TEST, True),
+    ),
+    Defect(
+        *("a reference that a call never gives back", "csrc/python.cpp"),
+        "  return THPVariable_Wrap(std::move(value));",
+        "  return Py_NewRef(THPVariable_Wrap(std::move(value)));",
+        ("tests.load", "--seconds", "1", "--small-calls", "50000", "--large-steps", "5"),
+        *(r"small_calls: resident memory grew by [\d,]+ bytes", True),
+    ),
+)
+
+
+def _copy(folder: Path) -> None:
+    """The checkout's files, and its built extension."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = [name for name in listed.stdout.split("\0") if name]
+    names += [str(path.relative_to(ROOT)) for path in ROOT.glob("fused_sigmoid/*.so")]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+
+
+def caught(defect: Defect, folder: Path) -> str | None:
+    """What the check says of the defect, or None if it passes."""
+    _copy(folder)
+    file = folder / defect.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(defect.old) != 1:
+        raise SystemExit(f"{defect.name}: {defect.file} no longer holds {defect.old!r} once")
+    file.write_text(text.replace(defect.old, defect.new), encoding="utf-8")
+    if defect.builds:
+        build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+        subprocess.run(build, cwd=folder, check=True, timeout=SECONDS, stdout=subprocess.DEVNULL)
+    process = subprocess.run(
+        [sys.executable, "-m", *defect.check],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    said = re.search(defect.message, process.stdout)
+    if process.returncode and said is None:
+        print(process.stdout[-3000:])
+        raise SystemExit(f"{defect.name}: the check failed for another reason")
+    return said[0] if process.returncode and said else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Do the checks see what they are for?")
+    add = parser.add_argument
+    add("--record", type=Path, metavar="FILE.json", help="keep what was found in this file")
+    add("--only", metavar="WORDS", default="", help="the defects whose name holds these words")
+    chosen = parser.parse_args()
+    planted, unseen = [], []
+    for defect in DEFECTS:
+        if chosen.only not in defect.name:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            message = caught(defect, Path(folder))
+        print(f"{defect.name}: {message or 'NOT SEEN'}", flush=True)
+        if message is None:
+            unseen.append(defect.name)
+            continue
+        planted.append(
+            {
+                "defect": defect.name,
+                "file": defect.file,
+                "check": defect.command,
+                "message": message,
+            }
+        )
+    if unseen:
+        raise SystemExit(f"no check saw: {', '.join(unseen)}")
+    if chosen.record:
+        from bench import reliability
+
+        reliability.record(chosen.record, "defects", {"planted": planted})
+
+
+if __name__ == "__main__":
+    main()
