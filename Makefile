@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix sanitize fuzz load dist check-full lint format bench instructions goals sweep figures clean
+.PHONY: help build demo test test-matrix sanitize fuzz load defects audit dist check-full lint format bench instructions goals sweep figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -50,6 +50,17 @@ fuzz: build ## kernels under libFuzzer, the Python face under hypothesis; a quar
 load: build ## threads, calls and training steps for a quarter of an hour, results checked
 	$(BIN)/python -m tests.load --record $(RELIABILITY)
 
+defects: build ## plant known defects in copies and see which check sees which; half an hour
+	$(BIN)/python -m tests.defects --record $(RELIABILITY)
+
+# pip-audit has an environment of its own: it would put its dependencies into the lock.
+AUDIT := build/audit
+audit: build ## write the development lock with licences; known vulnerabilities, by pip-audit
+	$(BIN)/python -m tests.dependencies requirements-lock.txt
+	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(AUDIT)/bin/pip-audit --requirement requirements-lock.txt --no-deps --disable-pip
+
 dist: build ## a wheel and a source distribution, each tried in an empty environment
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist
@@ -91,6 +102,7 @@ figures: build ## draw the pictures and fill the tables of README and docs from 
 	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
 	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md
 	$(BIN)/python -m bench.static docs/figures/static.json --write docs/gpu.md
+	$(BIN)/python -m bench.reliability $(RELIABILITY) --write docs/reliability.md
 	$(BIN)/python -m bench.numerics $(CHECKS) --budget docs/figures/error_budget.json --write docs/numerics.md
 
 clean: ## remove .venv and everything that was built

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import fused_sigmoid
+from tests.dependencies import UNKNOWN, canonical
 
 PACKAGE = Path(fused_sigmoid.__file__).parent
-CSRC = PACKAGE.parent / "csrc"
+ROOT = PACKAGE.parent
+CSRC = ROOT / "csrc"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # What turns data into code, starts another program or reaches the network.
@@ -121,3 +123,33 @@ def test_only_known_variables_of_the_environment_are_read() -> None:
     for path in SOURCES:
         names = {name for kind, name in _uses(path.read_text()) if kind == "attribute"}
         assert not names & {"environ", "getenv", "putenv"}, path
+
+
+REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[.*\])?\s*(==\s*[\w.]+)?")
+
+
+def _locked() -> dict[str, str]:
+    lines = (ROOT / "requirements-lock.txt").read_text().splitlines()
+    return dict(line.split("==", 1) for line in lines if not line.startswith("#"))
+
+
+def test_every_dependency_is_locked_with_a_version_and_a_licence() -> None:
+    locked = _locked()
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    wanted += re.findall(r'"([\w.-]+(?:[=><].*?)?)"', project.split("[project.optional")[1])[:40]
+    found = 0
+    for line in wanted:
+        requirement = REQUIREMENT.match(line)
+        if requirement is None or canonical(requirement[1]) not in locked:
+            assert line.startswith("#") or not re.search(r"[<>=]", line), line
+            continue
+        found += 1
+        if requirement[2]:
+            pinned = requirement[2].removeprefix("==")
+            assert locked[canonical(requirement[1])].split()[0] == pinned, line
+    assert found > 15
+    for name, rest in locked.items():
+        version, licence = rest.split("  # ")
+        assert re.fullmatch(r"[\w.]+", version), name
+        assert licence not in ("", UNKNOWN, "UNKNOWN"), name
