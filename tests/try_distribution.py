@@ -67,7 +67,8 @@ def check_contents(archive: Path) -> None:
     }
     if archive.suffix == ".whl":
         wanted, made = package, (".dist-info/", "fused_sigmoid/_C_torch_")
-        assert any(name.startswith("fused_sigmoid/_C_torch_") for name in found)
+        built = [name for name in found if name.startswith("fused_sigmoid/_C_torch_")]
+        assert len(built) == 1, f"{archive.name} holds extensions of other builds: {built}"
         assert any(name.endswith("LICENSE") for name in found)
     else:
         given = {"setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
