@@ -49,12 +49,25 @@ bool has_names(const Tensor&, long) {
 // Whether a tensor needs none of what TensorIterator does, which costs 0.7 us a call, half of
 // what torch.sigmoid takes for one element.
 bool is_simple(const at::Tensor& tensor) {
-  return tensor.is_contiguous() && tensor.numel() < at::internal::GRAIN_SIZE &&
+  return tensor.numel() < at::internal::GRAIN_SIZE && tensor.is_non_overlapping_and_dense() &&
          has_kernel_dtype(tensor) && !has_names(tensor, 0);
 }
 
+// Whether simple tensors may be walked through as they lie in memory.
+bool are_alike(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
+         (a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous()));
+}
+
+// With the strides that TensorIterator would give it.
 at::Tensor empty_like_simple(const at::Tensor& tensor) {
-  return at::detail::empty_cpu(tensor.sizes(), tensor.scalar_type());
+  const at::ScalarType dtype = tensor.scalar_type();
+  if (tensor.is_contiguous()) return at::detail::empty_cpu(tensor.sizes(), dtype);
+  if (tensor.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    return at::detail::empty_cpu(tensor.sizes(), dtype, /*pin_memory=*/false,
+                                 at::MemoryFormat::ChannelsLast);
+  }
+  return at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), dtype);
 }
 
 // A large contiguous tensor that begins where a huge page does: what lies before the first huge
@@ -91,18 +104,12 @@ at::Tensor large_output_like(const at::Tensor& tensor) {
   return empty_in_huge_pages(tensor.sizes(), tensor.scalar_type(), tensor.nbytes());
 }
 
-// Whether an operation on the two gives a tensor like either of them.
-bool are_alike(const at::Tensor& a, const at::Tensor& b) {
-  return a.is_contiguous() && b.is_contiguous() && a.scalar_type() == b.scalar_type() &&
-         a.sizes() == b.sizes();
-}
-
 // Any other fresh output, which the iterator has allocated.
 void advise_unless(bool advised, const at::TensorBase& output) {
   if (!advised) advise_huge_pages(output.mutable_data_ptr(), output.nbytes());
 }
 
-// Runs a kernel over simple tensors of one shape and dtype, outputs first.
+// Runs a kernel over simple tensors that are alike, outputs first.
 template <class... Tensors>
 void run_simple(Work work, const char* op, const at::Tensor& first, const Tensors&... rest) {
   constexpr size_t count = 1 + sizeof...(rest);
@@ -115,13 +122,13 @@ void run_simple(Work work, const char* op, const at::Tensor& first, const Tensor
 }
 
 at::Tensor run_binary(const at::Tensor& grad, const at::Tensor& other, Work work, const char* op) {
-  if (is_simple(other) && is_simple(grad) && grad.scalar_type() == other.scalar_type() &&
-      grad.sizes() == other.sizes()) {
+  if (is_simple(other) && is_simple(grad) && are_alike(grad, other)) {
     const at::Tensor result = empty_like_simple(other);
     run_simple(work, op, result, grad, other);
     return result;
   }
-  at::Tensor result = are_alike(grad, other) ? large_output_like(other) : at::Tensor();
+  const bool may_be_large = grad.is_contiguous() && are_alike(grad, other);
+  at::Tensor result = may_be_large ? large_output_like(other) : at::Tensor();
   auto iter = at::TensorIterator::borrowing_binary_op(result, grad, other);
   advise_unless(result.defined(), iter.output());
   run(iter, work, op);
@@ -174,8 +181,7 @@ at::Tensor sigmoid(const at::Tensor& input) {
 }
 
 void sigmoid_out(const at::Tensor& input, at::Tensor out) {
-  if (is_simple(input) && is_simple(out) && input.scalar_type() == out.scalar_type() &&
-      input.sizes() == out.sizes() &&
+  if (is_simple(input) && is_simple(out) && are_alike(input, out) &&
       (out.is_same(input) || !out.storage().is_alias_of(input.storage()))) {
     return run_simple(Work::value, "sigmoid", out, input);
   }
@@ -211,7 +217,7 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
 
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative) {
   constexpr const char* op = "sigmoid_backward_from_derivative";
-  if (is_simple(derivative) && is_simple(grad)) {
+  if (is_simple(derivative) && is_simple(grad) && are_alike(derivative, grad)) {
     return run_simple(Work::backward_from_derivative, op, derivative, grad, derivative);
   }
   auto iter = at::TensorIterator::borrowing_binary_op(derivative, grad, derivative);
