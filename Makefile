@@ -77,12 +77,12 @@ lint: build ## ruff, mypy, clang-format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc bench tests/native -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc bench tests -name '*.h' -o -name '*.cpp')
 
 format: build ## format Python and C++
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(find csrc bench tests/native -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format -i $$(find csrc bench tests -name '*.h' -o -name '*.cpp')
 
 bench: build ## the full benchmark of this machine's devices
 	$(BIN)/python -m bench
