@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 
 #include "ops.h"
 
@@ -38,7 +39,8 @@ bool find(void* library, const char* name, Function*& function) {
 // Null where there is no driver, or one older than CUDA 12.4.
 const Driver* driver() {
   static const Driver* const found = []() -> const Driver* {
-    void* library = dlopen("libcuda.so.1", RTLD_LAZY);
+    // Triton has loaded it; nothing is loaded here.
+    void* library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
     if (library == nullptr) return nullptr;
     static Driver functions;
     const bool complete = find(library, "cuLaunchKernel", functions.launch) &&
@@ -137,6 +139,8 @@ at::Tensor empty_result(const at::Tensor& operand) {
 }  // namespace
 
 std::string add(const Key& key, Launch launch) {
+  const char* choice = std::getenv("FUSED_SIGMOID_LAUNCH");
+  if (choice != nullptr && std::string(choice) == "triton") return "FUSED_SIGMOID_LAUNCH=triton";
   if (!is_device(key.device)) return "device " + std::to_string(key.device) + " is past the 64th";
   const Driver* cuda = driver();
   if (cuda == nullptr) return "there is no CUDA driver, or one older than CUDA 12.4";

@@ -10,7 +10,6 @@ The arithmetic is the one in csrc/numerics, operation for operation, so that the
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -388,8 +387,6 @@ def _key(kernel: Kernel, tensors: tuple[Tensor, ...]) -> _Key:
 
 def _hand_over(kernel: Kernel, key: _Key, compiled: Any) -> str:
     """Lets the extension launch it from now on. Returns why it does not, or ""."""
-    if os.environ.get("FUSED_SIGMOID_LAUNCH") == "triton":
-        return "FUSED_SIGMOID_LAUNCH=triton"
     try:
         metadata, runtime = compiled.metadata, triton.knobs.runtime
         needs = {
