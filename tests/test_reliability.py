@@ -84,9 +84,10 @@ def test_memory_sees_what_is_kept() -> None:
     kept = []
 
     def step(input: Tensor) -> None:
-        kept.append(torch.ones(1 << 16))
+        # Larger than malloc ever takes from what was freed before.
+        kept.append(torch.ones(1 << 24))
 
-    found = load.memory(calls=40, elements=8, warm_up=1, step=step)
+    found = load.memory(calls=2, elements=8, warm_up=1, step=step)
     grown = found["resident_bytes_after"] - found["resident_bytes_before"]
     assert grown > load.ALLOWED_GROWTH
 
