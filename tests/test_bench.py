@@ -704,7 +704,7 @@ def test_rows_past_the_time_limit_are_listed(tmp_path: Path) -> None:
     ("arguments", "accepted"),
     [
         (["--dtypes", "float31"], "bfloat16"),
-        (["--work", "backward"], "training"),
+        (["--work", "no-such-work"], "training"),
         (["--peers", "numpy"], "onnxruntime"),
         (["--device", "tpu"], "cuda"),
         (["--sizes", "64K"], "64Ki"),
@@ -712,8 +712,13 @@ def test_rows_past_the_time_limit_are_listed(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_name_is_answered_with_the_accepted_ones(
-    arguments: list[str], accepted: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    accepted: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A name that is taken must not start the full benchmark.
+    monkeypatch.setattr(runs, "run", lambda *rest, **named: pytest.fail(f"{arguments} was run"))
     with pytest.raises(SystemExit) as stopped:
         command_line.main(arguments)
     assert stopped.value.code == 2

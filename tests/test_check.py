@@ -139,7 +139,7 @@ def test_unwritable_file_is_reported_first(
 def test_file_stays_as_it_was_until_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(extent: check.Extent) -> None:
+    def interrupt(extent: check.Extent, device: str | None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(check, "run", interrupt)
