@@ -62,6 +62,7 @@ setup(
                 "csrc/cpu/huge_pages.cpp",
                 "csrc/cpu/instruction_set.cpp",
                 "csrc/cpu/kernels_default.cpp",
+                "csrc/cpu/rows.cpp",
                 "csrc/gpu.cpp",
                 "csrc/ops.cpp",
                 "csrc/python.cpp",

@@ -1,13 +1,17 @@
 // The operations on CPU tensors: TensorIterator brings shapes, strides, dtypes, memory checks and
 // threads (at::parallel_for) to the kernels of cpu/, which know none of these.
 #include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/TensorIterator.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <algorithm>
+#include <array>
 #include <memory>
 
 #include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
+#include "cpu/rows.h"
 #include "ops.h"
 
 namespace fused_sigmoid::cpu {
@@ -30,9 +34,15 @@ Dtype kernel_dtype(at::ScalarType dtype, const char* op) {
   }
 }
 
+int outputs_of(Work work) { return work == Work::value_and_derivative ? 2 : 1; }
+
 void run(at::TensorIteratorBase& iter, Work work, const char* op) {
   const Kernel kernel = selected_kernels().get(work, kernel_dtype(iter.common_dtype(), op));
-  iter.for_each(kernel);
+  const int outputs = outputs_of(work), operands = iter.ntensors();
+  const int64_t item = static_cast<int64_t>(c10::elementSize(iter.common_dtype()));
+  iter.for_each([&](char** data, const int64_t* strides, int64_t length, int64_t count) {
+    run_rows(kernel, outputs, operands, item, data, strides, length, count);
+  });
   iter.cast_outputs();
 }
 
@@ -121,10 +131,115 @@ void run_simple(Work work, const char* op, const at::Tensor& first, const Tensor
   selected_kernels().get(work, dtype)(data, strides, first.numel());
 }
 
+// Whether TensorIterator takes longer to prepare a kernel over the tensor than the kernel takes, as
+// it does below some 256 elements.
+bool is_small(const at::Tensor& tensor) {
+  const int64_t count = tensor.numel();
+  return count > 0 && count < at::internal::GRAIN_SIZE && has_kernel_dtype(tensor) &&
+         !has_names(tensor, 0);
+}
+
+bool are_small(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && is_small(a) && is_small(b);
+}
+
+// Whether the dimensions lie within one another in the order of the shape, as those of slices and
+// of the halves of a gate do.
+bool is_nested(const at::Tensor& tensor) {
+  int64_t inner_stride = 0, extent = 1;  // elements from the first to the last
+  for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
+    const int64_t stride = tensor.stride(dim);
+    if (stride < extent || stride <= inner_stride) return false;
+    extent += (tensor.size(dim) - 1) * stride;
+    inner_stride = stride;
+  }
+  return true;
+}
+
+// Without gaps and with the order of dimensions that TensorIterator would choose.
+at::Tensor empty_like_small(const at::Tensor& tensor) {
+  const at::IntArrayRef sizes = tensor.sizes();
+  const at::ScalarType dtype = tensor.scalar_type();
+  if (is_nested(tensor)) return at::detail::empty_cpu(sizes, dtype);
+  return at::detail::empty_strided_cpu(sizes, at::infer_dense_strides(sizes, tensor.strides()),
+                                       dtype);
+}
+
+template <size_t operands>
+struct Dimension {
+  int64_t size;
+  std::array<int64_t, operands> strides;  // in bytes
+};
+
+template <size_t operands>
+void walk(Kernel kernel, int outputs, int64_t item, at::ArrayRef<Dimension<operands>> dims,
+          std::array<char*, operands> data) {
+  const Dimension<operands>& outer = dims.front();
+  if (dims.size() == 1) return kernel(data.data(), outer.strides.data(), outer.size);
+  if (dims.size() == 2) {
+    const Dimension<operands>& inner = dims.back();
+    std::array<int64_t, 2 * operands> strides;
+    std::copy(inner.strides.begin(), inner.strides.end(), strides.begin());
+    std::copy(outer.strides.begin(), outer.strides.end(), strides.begin() + operands);
+    return run_rows(kernel, outputs, operands, item, data.data(), strides.data(), inner.size,
+                    outer.size);
+  }
+  for (int64_t i = 0; i < outer.size; ++i) {
+    walk(kernel, outputs, item, dims.slice(1), data);
+    for (size_t operand = 0; operand < operands; ++operand) data[operand] += outer.strides[operand];
+  }
+}
+
+// Runs a kernel over small tensors of one shape and dtype, outputs first, in the order of the first
+// one's memory.
+template <class... Tensors>
+void run_small(Work work, const char* op, const at::Tensor& first, const Tensors&... rest) {
+  constexpr size_t operands = 1 + sizeof...(rest);
+  const std::array<const at::Tensor*, operands> tensors = {&first, &rest...};
+  const int64_t item = static_cast<int64_t>(first.element_size());
+  c10::SmallVector<Dimension<operands>, 4> dims;
+  for (int64_t dim = 0; dim < first.dim(); ++dim) {
+    if (first.size(dim) == 1) continue;
+    Dimension<operands> next = {first.size(dim), {}};
+    for (size_t i = 0; i < operands; ++i) next.strides[i] = tensors[i]->stride(dim) * item;
+    dims.push_back(next);
+  }
+  if (dims.empty()) dims.push_back({1, {}});
+  const auto lies_outside = [](const auto& a, const auto& b) {
+    return a.strides[0] > b.strides[0];
+  };
+  if (!std::is_sorted(dims.begin(), dims.end(), lies_outside)) {
+    std::sort(dims.begin(), dims.end(), lies_outside);
+  }
+  size_t last = 0;
+  for (size_t dim = 1; dim < dims.size(); ++dim) {
+    bool continues = true;
+    for (size_t i = 0; i < operands; ++i) {
+      continues = continues && dims[last].strides[i] == dims[dim].strides[i] * dims[dim].size;
+    }
+    const int64_t outer = dims[last].size;
+    if (!continues) ++last;
+    dims[last] = dims[dim];
+    if (continues) dims[last].size *= outer;
+  }
+  dims.resize(last + 1);
+  const std::array<char*, operands> data = {
+      static_cast<char*>(first.data_ptr()),
+      static_cast<char*>(const_cast<void*>(rest.const_data_ptr()))...};
+  const Kernel kernel = selected_kernels().get(work, kernel_dtype(first.scalar_type(), op));
+  walk<operands>(kernel, outputs_of(work), item, dims, data);
+}
+
 at::Tensor run_binary(const at::Tensor& grad, const at::Tensor& other, Work work, const char* op) {
   if (is_simple(other) && is_simple(grad) && are_alike(grad, other)) {
     const at::Tensor result = empty_like_simple(other);
     run_simple(work, op, result, grad, other);
+    return result;
+  }
+  if (are_small(grad, other) &&
+      (grad.strides() == other.strides() || (is_nested(grad) && is_nested(other)))) {
+    const at::Tensor result = empty_like_small(other);
+    run_small(work, op, result, grad, other);
     return result;
   }
   const bool may_be_large = grad.is_contiguous() && are_alike(grad, other);
@@ -173,6 +288,11 @@ at::Tensor sigmoid(const at::Tensor& input) {
     run_simple(Work::value, "sigmoid", result, input);
     return result;
   }
+  if (is_small(input)) {
+    const at::Tensor result = empty_like_small(input);
+    run_small(Work::value, "sigmoid", result, input);
+    return result;
+  }
   at::Tensor result = large_output_like(input);
   auto iter = at::TensorIterator::unary_float_op(result, input);
   advise_unless(result.defined(), iter.output());
@@ -181,9 +301,14 @@ at::Tensor sigmoid(const at::Tensor& input) {
 }
 
 void sigmoid_out(const at::Tensor& input, at::Tensor out) {
-  if (is_simple(input) && is_simple(out) && are_alike(input, out) &&
-      (out.is_same(input) || !out.storage().is_alias_of(input.storage()))) {
-    return run_simple(Work::value, "sigmoid", out, input);
+  if (out.is_same(input) || !out.storage().is_alias_of(input.storage())) {
+    if (is_simple(input) && is_simple(out) && are_alike(input, out)) {
+      return run_simple(Work::value, "sigmoid", out, input);
+    }
+    const bool overlaps_nowhere = out.is_non_overlapping_and_dense() || is_nested(out);
+    if (overlaps_nowhere && are_small(input, out)) {
+      return run_small(Work::value, "sigmoid", out, input);
+    }
   }
   auto iter = with_resized(out, input);
   run(iter, Work::value, "sigmoid");
@@ -193,6 +318,11 @@ std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& inp
   if (is_simple(input)) {
     const at::Tensor value = empty_like_simple(input), derivative = empty_like_simple(input);
     run_simple(Work::value_and_derivative, "sigmoid_with_derivative", value, derivative, input);
+    return {value, derivative};
+  }
+  if (is_small(input)) {
+    const at::Tensor value = empty_like_small(input), derivative = empty_like_small(input);
+    run_small(Work::value_and_derivative, "sigmoid_with_derivative", value, derivative, input);
     return {value, derivative};
   }
   return run_pair(input, large_output_like(input), large_output_like(input));

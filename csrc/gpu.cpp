@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <stdexcept>
 
 #include "ops.h"
 
@@ -138,9 +139,18 @@ at::Tensor empty_result(const at::Tensor& operand) {
 
 }  // namespace
 
+bool is_left_to_triton() {
+  const char* set = std::getenv("FUSED_SIGMOID_LAUNCH");
+  const std::string choice = set == nullptr || *set == '\0' ? "extension" : set;
+  if (choice != "extension" && choice != "triton") {
+    throw std::invalid_argument("FUSED_SIGMOID_LAUNCH is '" + choice +
+                                "'; accepted are 'extension' and 'triton'");
+  }
+  return choice == "triton";
+}
+
 std::string add(const Key& key, Launch launch) {
-  const char* choice = std::getenv("FUSED_SIGMOID_LAUNCH");
-  if (choice != nullptr && std::string(choice) == "triton") return "FUSED_SIGMOID_LAUNCH=triton";
+  if (is_left_to_triton()) return "FUSED_SIGMOID_LAUNCH=triton";
   if (!is_device(key.device)) return "device " + std::to_string(key.device) + " is past the 64th";
   const Driver* cuda = driver();
   if (cuda == nullptr) return "there is no CUDA driver, or one older than CUDA 12.4";

@@ -46,6 +46,10 @@ struct Launch {
   std::vector<const ssize_t*> hook_counts;
 };
 
+// Reads the environment variable FUSED_SIGMOID_LAUNCH; throws std::invalid_argument if it is
+// neither extension nor triton.
+bool is_left_to_triton();
+
 // From now on the launch for its key; says why it cannot be, or nothing. Called with the device
 // current and the kernel's module loaded.
 std::string add(const Key& key, Launch launch);

@@ -276,6 +276,7 @@ PyMODINIT_FUNC FUSED_SIGMOID_JOIN(PyInit_, TORCH_EXTENSION_NAME)() {
   try {
     fused_sigmoid::selected_kernels();
     fused_sigmoid::huge_pages_enabled();
+    fused_sigmoid::gpu::is_left_to_triton();
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
     return nullptr;

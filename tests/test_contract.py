@@ -4,6 +4,7 @@ dtype, shape, strides, layout, device and Python type, in every context torch ha
 from __future__ import annotations
 
 import math
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -294,6 +295,40 @@ def test_out_is_the_input() -> None:
         expected = fused_sigmoid.sigmoid(x)
         assert fused_sigmoid.sigmoid(x, out=x) is x
         assert oracle.same_bits(x, expected)
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES)
+def test_every_order_of_dimensions(dtype: torch.dtype) -> None:
+    """Slices, expanded and overlapping views, dimensions of one element with any stride."""
+    random.seed(0)
+    memory = (4 * torch.randn(4096)).to(dtype)
+    for _ in range(1500):
+        sizes = random.choices((1, 1, 2, 3, 5, 40), k=random.randint(1, 4))
+        strides = random.choices((0, 1, 2, 3, 5, 8, 12, 40), k=len(sizes))
+        x = memory.as_strided(sizes, strides)
+        expected = fused_sigmoid.sigmoid(x.contiguous())
+        derivative = sigmoid_with_derivative(x.contiguous())[1]
+        out = torch.empty_strided((2, *expected.shape), [1, *(2 * s for s in expected.stride())])[0]
+        out = out.to(dtype)
+        ours, torchs = fused_sigmoid.sigmoid(x), torch.sigmoid(x)
+        pair = sigmoid_with_derivative(x)
+        grad = torch.ops.fused_sigmoid.sigmoid_backward(torch.ones_like(ours), x)
+        where = f"sizes {sizes}, strides {strides}"
+        assert ours.stride() == torchs.stride(), where
+        assert pair[0].stride() == pair[1].stride() == torchs.stride(), where
+        assert oracle.same_bits(ours, expected), where
+        assert oracle.same_bits(fused_sigmoid.sigmoid(x, out=out), expected), where
+        assert oracle.same_bits(pair[0], expected), where
+        assert oracle.same_bits(pair[1], derivative), where
+        assert oracle.same_bits(grad, derivative), where
+
+
+def test_rows_too_many_for_one_thread() -> None:
+    x = (4 * torch.randn(30_000, 4))[:, :2]
+    expected = fused_sigmoid.sigmoid(x.contiguous())
+    assert oracle.same_bits(fused_sigmoid.sigmoid(x), expected)
+    assert oracle.same_bits(fused_sigmoid.sigmoid(x.t()), expected.t())
+    assert oracle.same_bits(fused_sigmoid.sigmoid(x, out=torch.empty(30_000, 3)[:, 1:]), expected)
 
 
 # Contexts

@@ -260,6 +260,7 @@ for result in (sigmoid(x), *sigmoid_with_derivative(x)[:1]):
     [
         ("FUSED_SIGMOID_HUGEPAGES", "yes", "'0' and '1'"),
         ("FUSED_SIGMOID_CPU", "AVX2,default", "'default'"),
+        ("FUSED_SIGMOID_LAUNCH", "Triton", "'extension' and 'triton'"),
     ],
 )
 def test_nonsense_in_the_environment(name: str, value: str, accepted: str) -> None:

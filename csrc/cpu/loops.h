@@ -4,6 +4,7 @@
 // linked in place of another's.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -93,8 +94,14 @@ void loop(char** data, const int64_t* strides, int64_t count) {
       const char* source = data[Work::outputs + i] + begin * stride;
       T* buffer = buffers[Work::outputs + i];
       in[i] = stride == item ? reinterpret_cast<const T*>(source) : buffer;
-      // An expanded operand fills its buffer once; the first block is the longest.
-      if (stride == item || (stride == 0 && begin > 0)) continue;
+      if (stride == item) continue;
+      if (stride == 0) {
+        // An expanded operand fills its buffer once; the first block is the longest.
+        T value;
+        std::memcpy(&value, source, item);
+        if (begin == 0) std::fill_n(buffer, length, value);
+        continue;
+      }
       for (int64_t j = 0; j < length; ++j) std::memcpy(buffer + j, source + j * stride, item);
     }
     for (int i = 0; i < Work::outputs; ++i) {

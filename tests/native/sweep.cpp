@@ -1,7 +1,8 @@
 // Every kernel of every instruction set over every length from 0 to 257 and around the block of
 // the strided loop, at every misalignment from 0 to 63 bytes, flush with a guard page before and
-// behind, in place and not, dense and strided. Every result is compared with a computation in long
-// double, and bit by bit with the other instruction sets and placements. Prints how much it ran.
+// behind, in place and not, dense, strided and in rows. Every result is compared with a computation
+// in long double, and bit by bit with the other instruction sets and placements. Prints how much it
+// ran.
 #include <random>
 
 #include "trial.h"
@@ -123,6 +124,8 @@ class Sweep {
       tried.aliased_input = pairing < 0 ? -1 : pairing % shape.inputs;
       dense(tried, pool);
       strided(tried, pool);
+      rows(tried, pool);
+      tried.row_length = 0;
     }
     nothing(table, pool.dtype, work);
   }
@@ -182,6 +185,33 @@ class Sweep {
       for (int i = 0; i < 2; ++i) {
         tried.count = around_blocks[random_() % (sizeof(around_blocks) / sizeof(int64_t))];
         anywhere(tried, pool);
+      }
+    }
+  }
+
+  // Rows that are gathered and rows that are not, of each operand with gaps within and between.
+  void rows(Case& tried, Pool& pool) {
+    const int outputs = shape_of(tried.work).outputs;
+    const int64_t item = format_of(pool.dtype).bytes;
+    for (int64_t length : {1, 2, 3, 15, 16, 17, 63, 64, 65, 511, 513}) {
+      for (int64_t count : {1, 2, 3, 8, 33, 256, 257, 513, 1300}) {
+        if (length * count > pool_size) continue;
+        for (int repeat = 0; repeat < 8; ++repeat) {
+          tried.row_length = length;
+          tried.count = length * count;
+          for (int i = 0; i < most_operands; ++i) {
+            const uint64_t choice = random_();
+            tried.strides[i] = item * static_cast<int64_t>(1 + choice % 2);
+            tried.row_strides[i] =
+                length * tried.strides[i] + item * static_cast<int64_t>(choice / 2 % 4);
+          }
+          if (tried.aliased_output >= 0) {
+            const int input = outputs + tried.aliased_input;
+            tried.strides[tried.aliased_output] = tried.strides[input];
+            tried.row_strides[tried.aliased_output] = tried.row_strides[input];
+          }
+          anywhere(tried, pool);
+        }
       }
     }
   }

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <vector>
 
+#include "../../csrc/cpu/rows.h"
 #include "reference.h"
 
 #ifdef FUSED_SIGMOID_TRIAL_ASAN
@@ -22,8 +23,6 @@
 #endif
 
 namespace fused_sigmoid::trial {
-
-constexpr int most_operands = 3;
 
 enum class Place {
   front,       // the first byte directly behind a guard page
@@ -39,6 +38,9 @@ struct Case {
   int64_t strides[most_operands];  // in bytes, outputs first
   Place places[most_operands];
   int misalignments[most_operands];
+  // Into rows of this length, each operand's a stride of its own in bytes apart; 0: one row of all.
+  int64_t row_length = 0;
+  int64_t row_strides[most_operands] = {};
   // The output that is an input's memory, or -1: place and stride are then the input's.
   int aliased_output = -1, aliased_input = -1;
 };
@@ -52,6 +54,11 @@ inline void print(const Case& tried, FILE* to) {
     std::fprintf(to, "; operand %d: stride %lld bytes, %s", i,
                  static_cast<long long>(tried.strides[i]),
                  names[static_cast<int>(tried.places[i])]);
+    if (tried.row_length > 0) {
+      std::fprintf(to, ", rows of %lld elements every %lld bytes",
+                   static_cast<long long>(tried.row_length),
+                   static_cast<long long>(tried.row_strides[i]));
+    }
     if (tried.places[i] == Place::misaligned) std::fprintf(to, " by %d", tried.misalignments[i]);
   }
   if (tried.aliased_output >= 0) {
@@ -147,7 +154,7 @@ class Trial {
     }
 
     for (int i = 0; i < operands; ++i) forbid_all_but(operand[i], memory_of(tried, i));
-    tried.table->get(tried.work, tried.dtype)(data, tried.strides, tried.count);
+    call(tried, data);
     for (int i = 0; i < operands; ++i) allow_all(memory_of(tried, i));
 
     for (int i = 0; i < shape.outputs; ++i) {
@@ -175,7 +182,10 @@ class Trial {
 
   struct Operand {
     char* first;  // element 0, which a negative stride has at the end
-    int64_t stride;
+    int64_t stride, row_length, row_stride;
+    char* element(int64_t i) const {
+      return first + i / row_length * row_stride + i % row_length * stride;
+    }
     char *begin, *end;  // of all elements
     char *window_begin, *window_end;
     size_t window_bytes() const { return static_cast<size_t>(window_end - window_begin); }
@@ -186,10 +196,26 @@ class Trial {
     return memory_[tried.aliased_output >= 0 && operand == tried.aliased_output ? input : operand];
   }
 
+  static void call(const Case& tried, char** data) {
+    const Kernel kernel = tried.table->get(tried.work, tried.dtype);
+    if (tried.row_length == 0) return kernel(data, tried.strides, tried.count);
+    const Shape& shape = shape_of(tried.work);
+    const int operands = shape.outputs + shape.inputs;
+    int64_t strides[2 * most_operands];
+    std::copy(tried.strides, tried.strides + operands, strides);
+    std::copy(tried.row_strides, tried.row_strides + operands, strides + operands);
+    run_rows(kernel, shape.outputs, operands, format_of(tried.dtype).bytes, data, strides,
+             tried.row_length, tried.count / tried.row_length);
+  }
+
   Operand place(const Case& tried, int i, size_t item) const {
     const GuardedMemory& memory = memory_[i];
     const int64_t stride = tried.strides[i];
-    const int64_t reach = tried.count > 0 ? (tried.count - 1) * stride : 0;
+    const int64_t row_length =
+        tried.row_length > 0 ? tried.row_length : std::max<int64_t>(tried.count, 1);
+    const int64_t last = tried.count - 1, row_stride = tried.row_strides[i];
+    const int64_t reach =
+        tried.count > 0 ? last / row_length * row_stride + last % row_length * stride : 0;
     const int64_t span = tried.count > 0 ? std::abs(reach) + static_cast<int64_t>(item) : 0;
     Operand operand;
     switch (tried.places[i]) {
@@ -204,6 +230,8 @@ class Trial {
         break;
     }
     operand.stride = stride;
+    operand.row_length = row_length;
+    operand.row_stride = row_stride;
     operand.end = operand.begin + span;
     operand.first = reach < 0 ? operand.begin - reach : operand.begin;
     if (operand.begin < memory.begin() || operand.end > memory.end()) fail("no room for the trial");
@@ -215,17 +243,17 @@ class Trial {
   static void scatter(const Operand& to, const char* from, int64_t count, size_t item) {
     if (to.stride == 0) count = std::min<int64_t>(count, 1);
     for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(to.first + i * to.stride, from + static_cast<size_t>(i) * item, item);
+      std::memcpy(to.element(i), from + static_cast<size_t>(i) * item, item);
     }
   }
   static void gather(const Operand& from, char* to, int64_t count, size_t item) {
     for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(to + static_cast<size_t>(i) * item, from.first + i * from.stride, item);
+      std::memcpy(to + static_cast<size_t>(i) * item, from.element(i), item);
     }
   }
   static void restore(const Operand& to, const char* window, int64_t count, size_t item) {
     for (int64_t i = 0; i < count; ++i) {
-      char* element = to.first + i * to.stride;
+      char* element = to.element(i);
       std::memcpy(element, window + (element - to.window_begin), item);
     }
   }
