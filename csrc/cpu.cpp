@@ -111,6 +111,12 @@ at::Tensor large_output_like(const at::Tensor& tensor) {
   if (!like || tensor.nbytes() < always_mapped || !gets_huge_pages(tensor.nbytes())) {
     return at::Tensor();
   }
+  // What malloc gives out a second time has its pages already, where a larger size may not fit.
+  at::Tensor output = at::detail::empty_cpu(tensor.sizes(), tensor.scalar_type());
+  if (is_resident(static_cast<char*>(output.mutable_data_ptr()) + tensor.nbytes() / 2)) {
+    return output;
+  }
+  output.reset();
   return empty_in_huge_pages(tensor.sizes(), tensor.scalar_type(), tensor.nbytes());
 }
 

@@ -255,6 +255,23 @@ for result in (sigmoid(x), *sigmoid_with_derivative(x)[:1]):
     assert quiet.split() == ["right", "right"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt of glibc")
+def test_pages_that_malloc_holds_are_used_before_huge_ones() -> None:
+    program = """
+import ctypes
+without_mmap = -4, 0
+if not ctypes.CDLL(None).mallopt(*without_mmap):
+    sys.exit("mallopt refused")
+x = torch.zeros(1 << 24)
+hole = torch.ones((1 << 24) + 1024)  # with room for the alignment
+above = [torch.ones(1 << 21) for _ in range(4)]
+address = hole.data_ptr()
+del hole
+print(abs(sigmoid(x).data_ptr() - address) < 4096)
+"""
+    assert finish(start(program)) == "True\n"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "accepted"),
     [

@@ -7,6 +7,7 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace fused_sigmoid {
@@ -53,6 +54,18 @@ void advise_huge_pages(void* begin, size_t bytes) {
 #else
   (void)begin;
   (void)bytes;
+#endif
+}
+
+bool is_resident(void* address) {
+#ifdef __linux__
+  static const uintptr_t page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t page = reinterpret_cast<uintptr_t>(address) & ~(page_bytes - 1);
+  unsigned char resident = 0;
+  return mincore(reinterpret_cast<void*>(page), page_bytes, &resident) == 0 && (resident & 1) != 0;
+#else
+  (void)address;
+  return false;
 #endif
 }
 

@@ -18,6 +18,10 @@ bool gets_huge_pages(size_t bytes);
 // for memory that gets none; a refusal is ignored.
 void advise_huge_pages(void* begin, size_t bytes);
 
+// Whether the page at an address of the caller's has memory already, so that a write to it is no
+// page fault. False where the system does not say.
+bool is_resident(void* address);
+
 // Reads the environment variable; throws std::invalid_argument if it is neither 0 nor 1.
 bool huge_pages_enabled();
 
