@@ -100,7 +100,28 @@ def write(result: Result, path: Path) -> None:
     for stored, row in zip(document["rows"], result.rows, strict=True):
         stored["gigabytes_per_second"] = row.gigabytes_per_second
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path.write_text(_one_row_a_line(_rounded(document)), encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    """Without the digits that no clock has measured."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def _one_row_a_line(document: dict[str, Any]) -> str:
+    """JSON, so that a sweep of thousands of cells stays readable and small."""
+
+    def text(value: Any) -> str:
+        if not isinstance(value, list) or not value:
+            return json.dumps(value)
+        return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
+
+    lines = (f"{json.dumps(key)}: {text(value)}" for key, value in document.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def write_csv(result: Result, path: Path) -> None:
