@@ -4,7 +4,6 @@
 // linked in place of another's.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -99,7 +98,7 @@ void loop(char** data, const int64_t* strides, int64_t count) {
         // An expanded operand fills its buffer once; the first block is the longest.
         T value;
         std::memcpy(&value, source, item);
-        if (begin == 0) std::fill_n(buffer, length, value);
+        for (int64_t j = 0; begin == 0 && j < length; ++j) buffer[j] = value;
         continue;
       }
       for (int64_t j = 0; j < length; ++j) std::memcpy(buffer + j, source + j * stride, item);

@@ -53,7 +53,8 @@ void run_rows(Kernel kernel, int outputs, int operands, int64_t item, char** dat
     const int64_t outer = strides[operands + operand];
     return Rows{data[operand] + first * outer, strides[operand], outer};
   };
-  // Where an output's rows overlap, each sees what those before it wrote, as in torch.
+  // Where an output's own rows overlap, in place, each sees what those before it wrote, as in
+  // torch.
   bool disjoint = true;
   for (int i = 0; i < outputs; ++i) {
     disjoint = disjoint && strides[operands + i] >= (length - 1) * strides[i] + item;
