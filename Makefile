@@ -31,7 +31,7 @@ test: build ## the whole test suite
 	$(BIN)/python -m pytest
 
 # Oldest and newest torch, and every Python with the pinned one. Gigabytes of downloads each.
-MATRIX ?= 3.11:2.11.0 3.11:2.15.0 3.10:2.13.0 3.12:2.13.0 3.13:2.13.0
+MATRIX ?= 3.11:2.11.0 3.11:2.14.1 3.10:2.13.0 3.12:2.13.0 3.13:2.13.0
 test-matrix: build ## the suite with other releases of torch and Python
 	$(BIN)/python tests/matrix.py $(MATRIX) --output docs/figures/compatibility.json
 	$(BIN)/python -m bench.compatibility docs/figures/compatibility.json --write docs/compatibility.md
