@@ -213,11 +213,12 @@ def _is_first_column(panel: Axes) -> bool:
 
 
 def _curves(rows: list[Row]) -> dict[str, list[tuple[Cell, float]]]:
-    """Seconds by size for ours and for every peer; ours from the row measured beside the copy."""
+    """Seconds by size for ours and for every peer; ours from the row measured beside torch's, the
+    curve that it is compared with most: what malloc holds differs from pair to pair."""
     curves: dict[str, dict[Cell, float]] = {OURS: {}}
     for row in rows:
         curves.setdefault(row.peer, {})[row.cell] = row.theirs.median
-        if row.peer == COPY or row.cell not in curves[OURS]:
+        if row.peer == sweep.PEER or row.cell not in curves[OURS]:
             curves[OURS][row.cell] = row.ours.median
     return {
         peer: sorted(points.items(), key=lambda point: point[0].size)
