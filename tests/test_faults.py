@@ -162,6 +162,8 @@ def test_interrupt_during_a_call() -> None:
 
 
 FORKED = """
+import warnings
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # of os.fork, Python 3.12
 x = torch.linspace(0, 20, 300_000)
 expected = sigmoid(x)
 running = True
