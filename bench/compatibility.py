@@ -7,16 +7,13 @@ Depends on figures for the markers in a Markdown file, on tabulate for the table
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from bench.figures import fill_named, write_pages
+from bench.figures import fill_page
 
 
 def table(document: dict[str, Any]) -> str:
@@ -41,18 +38,12 @@ def table(document: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.compatibility", description="Fill the table of releases tested."
+    return fill_page(
+        arguments,
+        "bench.compatibility",
+        "Fill the table of releases tested.",
+        lambda document: {"tested releases": lambda: table(document)},
     )
-    add = parser.add_argument
-    add("outcomes", type=Path, metavar="OUTCOMES.json")
-    add("--write", type=Path, required=True, metavar="FILE.md", help="fill this file's blocks")
-    add("--check", action="store_true", help="write nothing; exit 1 if --write would change it")
-    chosen = parser.parse_args(arguments)
-    document = json.loads(chosen.outcomes.read_text(encoding="utf-8"))
-    page = chosen.write.read_text(encoding="utf-8")
-    filled = fill_named(page, {"tested releases": lambda: table(document)})
-    return write_pages({chosen.write: filled}, chosen.check, "bench.compatibility")
 
 
 if __name__ == "__main__":

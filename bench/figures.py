@@ -14,6 +14,7 @@ Depends on results and report for what is drawn, on matplotlib for drawing.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import sys
@@ -340,6 +341,24 @@ def _matches(row: Row, wanted: dict[str, set[str]]) -> bool:
         str(row.peer if key == "peer" else getattr(row.cell, key)) in values
         for key, values in wanted.items()
     )
+
+
+def fill_page(
+    arguments: Sequence[str] | None,
+    command: str,
+    description: str,
+    tables: Callable[[Any], Mapping[str, Callable[[], str]]],
+) -> int:
+    """The command line of the modules that fill one page's blocks from one file of figures."""
+    parser = argparse.ArgumentParser(prog=f"python -m {command}", description=description)
+    add = parser.add_argument
+    add("figures", type=Path, metavar="FIGURES.json")
+    add("--write", type=Path, required=True, metavar="FILE.md", help="fill this file's blocks")
+    add("--check", action="store_true", help="write nothing; exit 1 if --write would change it")
+    chosen = parser.parse_args(arguments)
+    stored = json.loads(chosen.figures.read_text(encoding="utf-8"))
+    filled = fill_named(chosen.write.read_text(encoding="utf-8"), tables(stored))
+    return write_pages({chosen.write: filled}, chosen.check, command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,18 +8,18 @@ origin, on tabulate for the tables.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from bench import machine
-from bench.figures import fill_named, write_pages
+from bench.figures import fill_page
 
 
 def record(path: Path, section: str, figures: dict[str, Any]) -> None:
@@ -160,19 +160,12 @@ TABLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.reliability", description="Fill the tables of the long checks."
+    return fill_page(
+        arguments,
+        "bench.reliability",
+        "Fill the tables of the long checks.",
+        lambda document: {name: partial(table, document) for name, table in TABLES.items()},
     )
-    add = parser.add_argument
-    add("figures", type=Path, metavar="FIGURES.json")
-    add("--write", type=Path, required=True, metavar="FILE.md", help="fill this file's blocks")
-    add("--check", action="store_true", help="write nothing; exit 1 if --write would change it")
-    chosen = parser.parse_args(arguments)
-    document = json.loads(chosen.figures.read_text(encoding="utf-8"))
-    page = chosen.write.read_text(encoding="utf-8")
-    tables = {name: lambda table=table: table(document) for name, table in TABLES.items()}
-    filled = fill_named(page, tables)
-    return write_pages({chosen.write: filled}, chosen.check, "bench.reliability")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ markers.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.figures import fill_named, write_pages
+from bench.figures import fill_page
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -317,18 +316,12 @@ def run(folder: Path | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.static", description="Fill the table of what the kernels compile to."
+    return fill_page(
+        arguments,
+        "bench.static",
+        "Fill the table of what the kernels compile to.",
+        lambda stored: {"static gpu": lambda: markdown(stored)},
     )
-    add = parser.add_argument
-    add("table", type=Path, metavar="TABLE.json")
-    add("--write", type=Path, required=True, metavar="FILE.md", help="fill this file's block")
-    add("--check", action="store_true", help="write nothing; exit 1 if --write would change it")
-    chosen = parser.parse_args(arguments)
-    stored = json.loads(chosen.table.read_text(encoding="utf-8"))
-    page = chosen.write.read_text(encoding="utf-8")
-    filled = fill_named(page, {"static gpu": lambda: markdown(stored)})
-    return write_pages({chosen.write: filled}, chosen.check, "bench.static")
 
 
 if __name__ == "__main__":
