@@ -1,5 +1,6 @@
-// The operations on CPU tensors: TensorIterator brings shapes, strides, dtypes, memory checks and
-// threads (at::parallel_for) to the kernels of cpu/, which know none of these.
+// The operations on CPU tensors. The kernels of cpu/ know neither shapes nor threads: tensors
+// without gaps are walked through here as they lie in memory, small ones of any strides by their
+// dimensions; TensorIterator brings the rest.
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorIterator.h>
@@ -13,6 +14,7 @@
 #include "cpu/kernels.h"
 #include "cpu/rows.h"
 #include "ops.h"
+#include "parallel.h"
 
 namespace fused_sigmoid::cpu {
 namespace {
@@ -59,25 +61,13 @@ bool has_names(const Tensor&, long) {
 // Whether a tensor needs none of what TensorIterator does, which costs 0.7 us a call, half of
 // what torch.sigmoid takes for one element.
 bool is_simple(const at::Tensor& tensor) {
-  return tensor.numel() < at::internal::GRAIN_SIZE && tensor.is_non_overlapping_and_dense() &&
-         has_kernel_dtype(tensor) && !has_names(tensor, 0);
+  return tensor.is_non_overlapping_and_dense() && has_kernel_dtype(tensor) && !has_names(tensor, 0);
 }
 
 // Whether simple tensors may be walked through as they lie in memory.
 bool are_alike(const at::Tensor& a, const at::Tensor& b) {
   return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
          (a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous()));
-}
-
-// With the strides that TensorIterator would give it.
-at::Tensor empty_like_simple(const at::Tensor& tensor) {
-  const at::ScalarType dtype = tensor.scalar_type();
-  if (tensor.is_contiguous()) return at::detail::empty_cpu(tensor.sizes(), dtype);
-  if (tensor.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-    return at::detail::empty_cpu(tensor.sizes(), dtype, /*pin_memory=*/false,
-                                 at::MemoryFormat::ChannelsLast);
-  }
-  return at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), dtype);
 }
 
 // A large contiguous tensor that begins where a huge page does: what lies before the first huge
@@ -104,13 +94,8 @@ at::Tensor empty_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype, size
 // may give memory that has its pages already, and does so less often for the larger size.
 constexpr size_t always_mapped = size_t{32} << 20;
 
-// The output for an iterator over contiguous tensors like this one, if it is to lie in huge pages;
-// else undefined, and the iterator allocates it.
-at::Tensor large_output_like(const at::Tensor& tensor) {
-  const bool like = tensor.is_contiguous() && has_kernel_dtype(tensor) && !has_names(tensor, 0);
-  if (!like || tensor.nbytes() < always_mapped || !gets_huge_pages(tensor.nbytes())) {
-    return at::Tensor();
-  }
+// A contiguous tensor of at least so many bytes.
+at::Tensor empty_large(const at::Tensor& tensor) {
   // What malloc gives out a second time has its pages already, where a larger size may not fit.
   at::Tensor output = at::detail::empty_cpu(tensor.sizes(), tensor.scalar_type());
   if (is_resident(static_cast<char*>(output.mutable_data_ptr()) + tensor.nbytes() / 2)) {
@@ -120,21 +105,46 @@ at::Tensor large_output_like(const at::Tensor& tensor) {
   return empty_in_huge_pages(tensor.sizes(), tensor.scalar_type(), tensor.nbytes());
 }
 
-// Any other fresh output, which the iterator has allocated.
-void advise_unless(bool advised, const at::TensorBase& output) {
-  if (!advised) advise_huge_pages(output.mutable_data_ptr(), output.nbytes());
+// With the strides that TensorIterator would give it.
+at::Tensor empty_like_simple(const at::Tensor& tensor) {
+  const at::IntArrayRef sizes = tensor.sizes();
+  const at::ScalarType dtype = tensor.scalar_type();
+  const size_t bytes = tensor.nbytes();
+  at::Tensor output;
+  if (tensor.is_contiguous()) {
+    if (bytes >= always_mapped && gets_huge_pages(bytes)) return empty_large(tensor);
+    output = at::detail::empty_cpu(sizes, dtype);
+  } else if (tensor.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    output =
+        at::detail::empty_cpu(sizes, dtype, /*pin_memory=*/false, at::MemoryFormat::ChannelsLast);
+  } else {
+    output = at::detail::empty_strided_cpu(sizes, tensor.strides(), dtype);
+  }
+  if (gets_huge_pages(bytes)) advise_huge_pages(output.mutable_data_ptr(), bytes);
+  return output;
+}
+
+// A fresh output that an iterator has allocated.
+void advise_fresh(const at::TensorBase& output) {
+  advise_huge_pages(output.mutable_data_ptr(), output.nbytes());
 }
 
 // Runs a kernel over simple tensors that are alike, outputs first.
 template <class... Tensors>
 void run_simple(Work work, const char* op, const at::Tensor& first, const Tensors&... rest) {
-  constexpr size_t count = 1 + sizeof...(rest);
-  char* data[count] = {static_cast<char*>(first.data_ptr()),
-                       static_cast<char*>(const_cast<void*>(rest.const_data_ptr()))...};
-  int64_t strides[count];
-  for (int64_t& stride : strides) stride = static_cast<int64_t>(first.element_size());
-  const Dtype dtype = kernel_dtype(first.scalar_type(), op);
-  selected_kernels().get(work, dtype)(data, strides, first.numel());
+  constexpr size_t operands = 1 + sizeof...(rest);
+  const std::array<char*, operands> data = {
+      static_cast<char*>(first.data_ptr()),
+      static_cast<char*>(const_cast<void*>(rest.const_data_ptr()))...};
+  const int64_t item = static_cast<int64_t>(first.element_size());
+  std::array<int64_t, operands> strides;
+  strides.fill(item);
+  const Kernel kernel = selected_kernels().get(work, kernel_dtype(first.scalar_type(), op));
+  parallel_for(first.numel(), [&](int64_t begin, int64_t end) {
+    std::array<char*, operands> part = data;
+    for (char*& operand : part) operand += begin * item;
+    kernel(part.data(), strides.data(), end - begin);
+  });
 }
 
 // Whether TensorIterator takes longer to prepare a kernel over the tensor than the kernel takes, as
@@ -248,10 +258,9 @@ at::Tensor run_binary(const at::Tensor& grad, const at::Tensor& other, Work work
     run_small(work, op, result, grad, other);
     return result;
   }
-  const bool may_be_large = grad.is_contiguous() && are_alike(grad, other);
-  at::Tensor result = may_be_large ? large_output_like(other) : at::Tensor();
+  const at::Tensor result;
   auto iter = at::TensorIterator::borrowing_binary_op(result, grad, other);
-  advise_unless(result.defined(), iter.output());
+  advise_fresh(iter.output());
   run(iter, work, op);
   return iter.output();
 }
@@ -268,8 +277,8 @@ std::tuple<at::Tensor, at::Tensor> run_pair(const at::Tensor& input, const at::T
                   .cast_common_dtype_to_outputs(true)
                   .enforce_safe_casting_to_output(true)
                   .build();
-  advise_unless(value.defined(), iter.output(0));
-  advise_unless(derivative.defined(), iter.output(1));
+  if (!value.defined()) advise_fresh(iter.output(0));
+  if (!derivative.defined()) advise_fresh(iter.output(1));
   run(iter, Work::value_and_derivative, "sigmoid_with_derivative");
   return {iter.output(0), iter.output(1)};
 }
@@ -299,9 +308,9 @@ at::Tensor sigmoid(const at::Tensor& input) {
     run_small(Work::value, "sigmoid", result, input);
     return result;
   }
-  at::Tensor result = large_output_like(input);
+  at::Tensor result;
   auto iter = at::TensorIterator::unary_float_op(result, input);
-  advise_unless(result.defined(), iter.output());
+  advise_fresh(iter.output());
   run(iter, Work::value, "sigmoid");
   return iter.output();
 }
@@ -331,7 +340,7 @@ std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& inp
     run_small(Work::value_and_derivative, "sigmoid_with_derivative", value, derivative, input);
     return {value, derivative};
   }
-  return run_pair(input, large_output_like(input), large_output_like(input));
+  return run_pair(input, at::Tensor(), at::Tensor());
 }
 
 void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative) {

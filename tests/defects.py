@@ -45,6 +45,7 @@ MEMORY = _sanitizer("address and undefined behaviour")
 SHIPPED = _sanitizer("guard pages, as shipped")
 THREADS = _sanitizer("threads")
 LOOPS = "csrc/cpu/loops.h"
+SHARES = "csrc/cpu/shares.h"
 TAIL = "const size_t bytes = static_cast<size_t>(count - offset) * sizeof(T);"
 FAILED_TEST = r"FAILED (tests/\S+)"
 
@@ -98,6 +99,17 @@ DEFECTS = (
         *(THREADS, r"ThreadSanitizer: data race"),
     ),
     Defect(
+        *("two threads may take the same part of a loop", SHARES),
+        "share.next.fetch_add(1, std::memory_order_relaxed);",
+        "share.next.load(); ++share.next;",
+        *(THREADS, r"ThreadSanitizer: data race|FAILED: .*"),
+    ),
+    Defect(
+        *("the end of a loop is left out", SHARES),
+        *("(count + chunk_size - 1) / chunk_size", "count / chunk_size"),
+        *(THREADS, r"FAILED: .*"),
+    ),
+    Defect(
         *("no device guard around a launch", "fused_sigmoid/triton_kernels.py"),
         *("torch.cuda.device(device) if elsewhere else contextlib.nullcontext()",),
         "contextlib.nullcontext()",
@@ -105,7 +117,7 @@ DEFECTS = (
     ),
     Defect(
         *("every tensor is taken for a contiguous one", "csrc/cpu.cpp"),
-        *("return tensor.is_contiguous() && ", "return "),
+        *("return tensor.is_non_overlapping_and_dense() && ", "return "),
         *(("pytest", "-q", "-x", "tests/test_properties.py"), FAILED_TEST, True),
     ),
     Defect(

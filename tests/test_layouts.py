@@ -257,6 +257,20 @@ def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
         _assert_same(_everything(input[::2], grad[::2]), strided)
 
 
+# About what a thread is given as its share (32 Ki elements) and takes of it at a time (4 Ki).
+@pytest.mark.parametrize("size", [32_768, 32_769, 36_863, 65_536, 65_537, 98_305, 151_553])
+@pytest.mark.usefixtures("restored_threads")
+def test_every_element_is_computed_by_some_thread(size: int) -> None:
+    input, grad = _data(torch.float32, size), _data(torch.float32, size + 1)[1:]
+    matrix = _data(torch.float32, size, 3).t()
+    torch.set_num_threads(1)
+    expected, of_matrix = _everything(input, grad), _everything(matrix, matrix.clone())
+    for threads in (2, 3, 5, 8):
+        torch.set_num_threads(threads)
+        _assert_same(_everything(input, grad), expected)
+        _assert_same(_everything(matrix, matrix.clone()), of_matrix)
+
+
 @pytest.fixture
 def _restored_instruction_set() -> Iterator[None]:
     before = extension.instruction_set()

@@ -244,3 +244,33 @@ def test_many_threads_with_policies_of_their_own() -> None:
 
     with ThreadPoolExecutor(len(policies)) as pool:
         assert all(pool.map(work, range(len(policies)), timeout=SECONDS))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux lists them")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "sigmoid(x)",
+        "sigmoid(x, out=y)",
+        "sigmoid(x.t())",
+        "sigmoid(x[:, ::2])",
+        "sigmoid_(x)",
+        "sigmoid_with_derivative(x)",
+        "torch.ops.fused_sigmoid.sigmoid_backward(y, x)",
+    ],
+)
+def test_large_tensors_are_computed_by_all_threads(call: str) -> None:
+    # torch makes its threads when it first needs them: whoever computes here is one of them.
+    code = f"""
+import os, torch
+from fused_sigmoid import *
+torch.set_num_threads(3)
+x, y = torch.empty(512, 512), torch.empty(512, 512)
+before = len(os.listdir("/proc/self/task"))
+{call}
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=SECONDS
+    )
+    assert found.stdout.strip() == "2"

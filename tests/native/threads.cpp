@@ -1,10 +1,13 @@
 // Kernels in several threads at once, for ThreadSanitizer: the first choice of an instruction set,
-// slices of one buffer that meet inside a vector and a cache line, and a change of the instruction
-// set while others compute. Every result is compared with that of one thread.
+// slices of one buffer that meet inside a vector and a cache line, a change of the instruction set
+// while others compute, and the shares of one loop. Every result is compared with that of one
+// thread.
 #include <atomic>
+#include <chrono>
 #include <random>
 #include <thread>
 
+#include "../../csrc/cpu/shares.h"
 #include "trial.h"
 
 namespace fused_sigmoid::trial {
@@ -101,6 +104,26 @@ int64_t changing_sets(Dtype dtype) {
   return int64_t{threads - 1} * 64;
 }
 
+// Notes what each part of a loop was given out as; without atomics, so that two threads at one part
+// are a race. Every third thread is late, and the others all take over its share.
+int64_t shares_of(int64_t length, int64_t sharers) {
+  std::vector<int64_t> elements(static_cast<size_t>((length + chunk_size - 1) / chunk_size));
+  Shares shares(length, sharers);
+  together([&](int i) {
+    if (i >= sharers) return;
+    if (i % 3 == 2) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    shares.work(i, [&](int64_t begin, int64_t end) {
+      if (begin % chunk_size != 0 || begin < 0 || end > length) fail("a part is not of the loop");
+      elements[static_cast<size_t>(begin / chunk_size)] += end - begin;
+    });
+  });
+  for (size_t part = 0; part < elements.size(); ++part) {
+    const int64_t rest = length - static_cast<int64_t>(part) * chunk_size;
+    if (elements[part] != std::min(rest, chunk_size)) fail("a part was not given out once");
+  }
+  return static_cast<int64_t>(elements.size());
+}
+
 }  // namespace
 }  // namespace fused_sigmoid::trial
 
@@ -126,6 +149,13 @@ int main() {
   for (int dtype = 0; dtype < dtype_count; ++dtype) {
     executions += changing_sets(static_cast<Dtype>(dtype));
   }
-  std::printf("{\"threads\": %d, \"kernel_executions\": %lld}\n", threads,
-              static_cast<long long>(executions));
+  int64_t parts = 0;
+  for (const int64_t length : {int64_t{0}, int64_t{1}, chunk_size - 1, chunk_size, chunk_size + 1,
+                               17 * chunk_size + 5, 3000 * chunk_size}) {
+    for (int64_t sharers = 1; sharers <= threads; ++sharers) {
+      for (int round = 0; round < rounds; ++round) parts += shares_of(length, sharers);
+    }
+  }
+  std::printf("{\"threads\": %d, \"kernel_executions\": %lld, \"parts\": %lld}\n", threads,
+              static_cast<long long>(executions), static_cast<long long>(parts));
 }
