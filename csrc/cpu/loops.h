@@ -21,9 +21,7 @@ Bfloat16Constants constants_of(BFloat16);
 template <class Element>
 using ConstantsOf = decltype(constants_of(Element()));
 
-// Registers in flight: the latency of one polynomial hides behind the others.
-constexpr int registers_in_flight = 4;
-
+// `vectors` of them one after the other, whose latencies the processor overlaps.
 template <class Work, class V, class T, int vectors>
 inline void compute(const T* const* in, T* const* out, int64_t offset) {
   V inputs[vectors][Work::inputs];
@@ -41,10 +39,11 @@ inline void compute(const T* const* in, T* const* out, int64_t offset) {
 
 template <class Work, class V, class T>
 inline void contiguous(const T* const* in, T* const* out, int64_t count) {
-  constexpr int unroll = registers_in_flight / V::registers;
+  using Group = typename V::Group;
+  constexpr int64_t iteration = V::groups * Group::size;
   int64_t offset = 0;
-  for (; offset + unroll * V::size <= count; offset += unroll * V::size) {
-    compute<Work, V, T, unroll>(in, out, offset);
+  for (; offset + iteration <= count; offset += iteration) {
+    compute<Work, Group, T, V::groups>(in, out, offset);
   }
   for (; offset + V::size <= count; offset += V::size) compute<Work, V, T, 1>(in, out, offset);
   if (offset == count) return;
@@ -119,7 +118,8 @@ void loop(char** data, const int64_t* strides, int64_t count) {
 }
 
 // `Vectors` names the types of one instruction set: Double; Float, which loads and stores float32
-// and float16; Bfloat16, vectors of float32 that load and store bfloat16.
+// and float16; Bfloat16, vectors of float32 that load and store bfloat16. An iteration of a loop
+// computes `groups` of a type's Group, which is that type or Two of it; what was measured best.
 template <class Vectors>
 constexpr KernelTable kernel_table(const char* instruction_set) {
   using D = typename Vectors::Double;

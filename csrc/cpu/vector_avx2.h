@@ -5,14 +5,15 @@
 
 #include <cstdint>
 
-#include "even_odd.h"
 #include "half.h"
+#include "two.h"
 
 namespace fused_sigmoid::avx2 {
 
 struct Double {
   static constexpr int64_t size = 4;
-  static constexpr int registers = 1;
+  using Group = Two<Double>;
+  static constexpr int groups = 1;
   __m256d v;
 
   Double() = default;
@@ -44,7 +45,8 @@ struct Double {
 
 struct Float {
   static constexpr int64_t size = 8;
-  static constexpr int registers = 1;
+  using Group = Two<Float>;
+  static constexpr int groups = 1;
   __m256 v;
 
   Float() = default;
@@ -104,7 +106,7 @@ struct Float {
 struct Vectors {
   using Double = avx2::Double;
   using Float = avx2::Float;
-  using Bfloat16 = EvenOdd<Float>;
+  using Bfloat16 = Two<Float>;
 };
 
 }  // namespace fused_sigmoid::avx2

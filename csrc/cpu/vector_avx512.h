@@ -5,14 +5,15 @@
 
 #include <cstdint>
 
-#include "even_odd.h"
 #include "half.h"
+#include "two.h"
 
 namespace fused_sigmoid::avx512 {
 
 struct Double {
   static constexpr int64_t size = 8;
-  static constexpr int registers = 1;
+  using Group = Double;
+  static constexpr int groups = 4;
   __m512d v;
 
   Double() = default;
@@ -46,7 +47,8 @@ struct Double {
 
 struct Float {
   static constexpr int64_t size = 16;
-  static constexpr int registers = 1;
+  using Group = Float;
+  static constexpr int groups = 4;
   __m512 v;
 
   Float() = default;
@@ -109,7 +111,7 @@ struct Float {
 struct Vectors {
   using Double = avx512::Double;
   using Float = avx512::Float;
-  using Bfloat16 = EvenOdd<Float>;
+  using Bfloat16 = Two<Float>;
 };
 
 }  // namespace fused_sigmoid::avx512

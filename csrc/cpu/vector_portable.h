@@ -74,7 +74,8 @@ template <class Scalar_, class Bits, int significand_bits>
 struct Single {
   using Scalar = Scalar_;
   static constexpr int64_t size = 1;
-  static constexpr int registers = 1;
+  using Group = Single;
+  static constexpr int groups = 4;
   Scalar v;
 
   Single() = default;
@@ -106,6 +107,7 @@ using Double = Single<double, uint64_t, 52>;
 
 struct Float : Single<float, uint32_t, 23> {
   using Base = Single<float, uint32_t, 23>;
+  using Group = Float;
   using Base::load;
   using Base::store;
   Float() = default;
