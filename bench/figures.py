@@ -3,9 +3,9 @@
     python -m bench.figures RESULT.json [...] --output docs/figures
     python -m bench.figures RESULT.json [...] --write README.md [--check]
 
-A Markdown file names what it wants between markers, with filters on a row's cell:
+A Markdown file names what it wants between markers, with filters on a row's cell and the machine:
 
-    <!-- figures:begin speed device=cpu threads=1 dtype=float32 -->
+    <!-- figures:begin speed device=cpu capability=AVX2 threads=1 dtype=float32 -->
     <!-- figures:end -->
 
 Depends on results and report for what is drawn, on matplotlib for drawing.
@@ -66,6 +66,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
 }
 FILTERS = (
     *("device", "dtype", "work", "size", "threads", "clock", "cache", "layout", "saved", "peer"),
+    "capability",  # of the CPU, for a whole result; the others are a row's
 )
 
 BLOCK = re.compile(
@@ -90,10 +91,12 @@ def draw(found: Sequence[Result], folder: Path) -> list[Path]:
     for result in found:
         if result.kind != "bench":
             continue
-        name = result.machine["name"]
         for row in result.rows:
             cell = row.cell
             on_cpu = cell.device == "cpu"
+            name = result.machine["name"]
+            if on_cpu:  # a cloud gives many processors one name
+                name += f", {result.machine['cpu_capability']}"
             on = report.threads_text(cell.threads) if on_cpu else f"{cell.clock} time"
             stories.setdefault((name, f"{cell.device}, {on}", cell.dtype), []).append(row)
             machines.setdefault(cell.device, set()).add(name)
@@ -306,11 +309,9 @@ def write_pages(filled: Mapping[Path, str], check: bool, module: str) -> int:
 
 def _table(name: str, found: Sequence[Result]) -> str:
     kind, *words = name.split()
-    if kind == "machine":
-        return report.markdown_machine(found)
     if kind == "instructions":
         return instructions.markdown()
-    if kind not in TABLES:
+    if kind != "machine" and kind not in TABLES:
         accepted = ", ".join(("machine", "instructions", *TABLES))
         raise BadBlockError(f"figures:begin {name}: no table {kind!r}; accepted are {accepted}")
     wanted: dict[str, set[str]] = {}
@@ -322,6 +323,11 @@ def _table(name: str, found: Sequence[Result]) -> str:
                 f" accepted are {', '.join(f'{key}=VALUE[,VALUE]' for key in FILTERS)}"
             )
         wanted[key] = set(values.split(","))
+    capable = wanted.pop("capability", None)
+    if capable:
+        found = [result for result in found if result.machine["cpu_capability"] in capable]
+    if kind == "machine":
+        return report.markdown_machine(found)
     rows = [row for result in _told_by(kind, found) for row in result.rows if _matches(row, wanted)]
     if not rows:
         raise BadBlockError(f"figures:begin {name}: no row of the results matches")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SCHEMA = 1
+SCHEMA = 2
 OURS = "fused_sigmoid"
 COPY = "copy_"
 
@@ -28,8 +29,6 @@ class Spread:
 @dataclass(frozen=True)
 class Cell:
     """One point of the grid. ``clock`` is wall (host time) or device (graph or events)."""
-
-    # The fields with a default came later than files that are still read.
 
     device: str
     dtype: str
@@ -97,10 +96,33 @@ class Result:
 
 def write(result: Result, path: Path) -> None:
     document = {"schema": SCHEMA, **asdict(result)}
-    for stored, row in zip(document["rows"], result.rows, strict=True):
-        stored["gigabytes_per_second"] = row.gigabytes_per_second
+    document["rows"] = _by_columns(document["rows"])
+    document["skips"] = _by_columns(document["skips"])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_one_row_a_line(_rounded(document)), encoding="utf-8")
+
+
+def _by_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The names once, and once the values that are the same in every row: a sweep has thousands."""
+    flat = [_flat(row) for row in rows]
+    names = list(flat[0]) if flat else []
+    same = [name for name in names if all(row[name] == flat[0][name] for row in flat)]
+    columns = [name for name in names if name not in same]
+    return {
+        "count": len(flat),
+        "in_every_row": {name: flat[0][name] for name in same},
+        "columns": columns,
+        "rows": [[row[name] for name in columns] for row in flat],
+    }
+
+
+def _from_columns(table: dict[str, Any]) -> list[dict[str, Any]]:
+    if len(table["rows"]) != table["count"]:
+        raise ValueError(f"{len(table['rows'])} rows where {table['count']} were written")
+    return [
+        table["in_every_row"] | dict(zip(table["columns"], row, strict=True))
+        for row in table["rows"]
+    ]
 
 
 def _rounded(value: Any) -> Any:
@@ -113,12 +135,15 @@ def _rounded(value: Any) -> Any:
 
 
 def _one_row_a_line(document: dict[str, Any]) -> str:
-    """JSON, so that a sweep of thousands of cells stays readable and small."""
+    """JSON that stays readable and, of two versions, comparable."""
 
-    def text(value: Any) -> str:
-        if not isinstance(value, list) or not value:
+    def text(value: Any, indent: str = "") -> str:
+        if isinstance(value, dict) and "columns" in value:
+            inner = (f"{indent} {json.dumps(key)}: {text(value[key], ' ')}" for key in value)
+            return "{\n" + ",\n".join(inner) + f"\n{indent}}}"
+        if not isinstance(value, list) or not value or not isinstance(value[0], (list, dict)):
             return json.dumps(value)
-        return "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
+        return "[\n" + ",\n".join(json.dumps(item) for item in value) + f"\n{indent}]"
 
     lines = (f"{json.dumps(key)}: {text(value)}" for key, value in document.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -150,17 +175,23 @@ def read(path: Path) -> Result:
     schema = document.pop("schema", None)
     if schema != SCHEMA:
         raise ValueError(f"{path}: schema is {schema!r}; this version reads {SCHEMA}")
-    document["rows"] = [_row(stored) for stored in document["rows"]]
+    document["rows"] = [_row(stored) for stored in _from_columns(document["rows"])]
     document["skips"] = [
-        Skip(Cell(**stored["cell"]), stored["peer"], stored["reason"])
-        for stored in document["skips"]
+        Skip(_cell(stored), **stored) for stored in _from_columns(document["skips"])
     ]
     return Result(**document)
 
 
+def _cell(stored: dict[str, Any]) -> Cell:
+    """Takes its columns out of the row."""
+    return Cell(**{name.name: stored.pop(name.name) for name in fields(Cell)})
+
+
+def _spread(stored: dict[str, Any], of: str) -> Spread:
+    return Spread(**{name.name: stored.pop(f"{of} {name.name}") for name in fields(Spread)})
+
+
 def _row(stored: dict[str, Any]) -> Row:
-    stored.pop("gigabytes_per_second")  # derived; written for whoever reads the file alone
-    for name in ("ours", "theirs", "ratio"):
-        stored[name] = Spread(**stored[name])
-    stored["cell"] = Cell(**stored["cell"])
-    return Row(**stored)
+    cell = _cell(stored)
+    spreads = {of: _spread(stored, of) for of in ("ours", "theirs", "ratio")}
+    return Row(cell, **spreads, **stored)

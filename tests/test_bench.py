@@ -403,8 +403,27 @@ def test_a_doubtful_row_is_measured_again_and_the_second_time_counts(
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
     results.write(some_result(), tmp_path / "result.json")
     assert results.read(tmp_path / "result.json") == some_result()
-    stored = json.loads((tmp_path / "result.json").read_text())["rows"][0]
-    assert stored["gigabytes_per_second"] == pytest.approx(4.096)  # 8,192 bytes in 2 us
+
+
+def test_a_file_names_its_columns_once_and_what_all_rows_share(tmp_path: Path) -> None:
+    results.write(some_result(), tmp_path / "result.json")
+    stored = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert (stored["count"], len(stored["rows"])) == (4, 4)
+    assert stored["in_every_row"]["dtype"] == "float32"
+    first = dict(zip(stored["columns"], stored["rows"][1], strict=True))
+    assert (first["peer"], first["size"], first["ratio median"]) == ("torch", 1024, 1.5)
+
+
+def test_a_file_without_rows_and_one_with_a_row_too_few(tmp_path: Path) -> None:
+    empty = replace(some_result(), rows=[], skips=[])
+    results.write(empty, tmp_path / "result.json")
+    assert results.read(tmp_path / "result.json") == empty
+    results.write(some_result(), tmp_path / "result.json")
+    document = json.loads((tmp_path / "result.json").read_text())
+    document["rows"]["rows"].pop()
+    (tmp_path / "result.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="3 rows where 4 were written"):
+        results.read(tmp_path / "result.json")
 
 
 def test_the_rows_are_a_table_too(tmp_path: Path) -> None:
@@ -418,7 +437,7 @@ def test_the_rows_are_a_table_too(tmp_path: Path) -> None:
 
 def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"schema": 0}')
-    with pytest.raises(ValueError, match="schema is 0; this version reads 1"):
+    with pytest.raises(ValueError, match="schema is 0; this version reads 2"):
         results.read(tmp_path / "result.json")
 
 
@@ -486,6 +505,20 @@ def test_a_marker_that_asks_for_what_is_not_there(marker: str, message: str) -> 
         figures.fill(f"<!-- figures:begin {marker} -->\n<!-- figures:end -->", [some_result()])
 
 
+def test_a_block_may_be_of_one_kind_of_processor() -> None:
+    other = some_result()
+    other.machine = {**other.machine, "cpu_capability": "AVX512"}
+    other.rows = [row("torch", 1.0, 7.0)]
+    for capability, ratio in (("AVX2", "1.50"), ("AVX512", "7.00")):
+        for table, expected in (("speed", ratio), ("machine", capability)):
+            marker = f"<!-- figures:begin {table} capability={capability} -->\n"
+            page = figures.fill(f"{marker}<!-- figures:end -->", [some_result(), other])
+            assert expected in page
+            assert {"1.50": "7.00", "7.00": "1.50"}.get(expected, "AVX10") not in page
+    with pytest.raises(figures.BadBlockError, match="no row of the results matches"):
+        figures.fill("<!-- figures:begin speed capability=SVE -->\n<!-- figures:end -->", [other])
+
+
 def test_a_table_keeps_a_work_together_though_sizes_were_measured_in_turn() -> None:
     cells = [replace(CELL, size=size, work=work) for size in (1, 4) for work in ("pair", "forward")]
     table = report.markdown_speed([row("torch", 1.0, 2.0, cell) for cell in cells])
@@ -512,13 +545,13 @@ def test_pictures_are_drawn_from_the_file_alone(tmp_path: Path) -> None:
 
 def test_two_machines_get_pictures_of_their_own(tmp_path: Path) -> None:
     other = some_result()
-    other.machine = {**other.machine, "name": "B CPU"}
+    other.machine = {**other.machine, "cpu_capability": "AVX512"}
     drawn = figures.draw([some_result(), other], tmp_path)
     assert sorted(path.name for path in drawn) == [
-        "speed-cpu-1-thread-a-cpu-float32.png",
-        "speed-cpu-1-thread-b-cpu-float32.png",
-        "time-cpu-1-thread-a-cpu-float32.png",
-        "time-cpu-1-thread-b-cpu-float32.png",
+        "speed-cpu-1-thread-a-cpu-avx2-float32.png",
+        "speed-cpu-1-thread-a-cpu-avx512-float32.png",
+        "time-cpu-1-thread-a-cpu-avx2-float32.png",
+        "time-cpu-1-thread-a-cpu-avx512-float32.png",
     ]
 
 
