@@ -326,7 +326,9 @@ def _table(name: str, found: Sequence[Result]) -> str:
     capable = wanted.pop("capability", None)
     if capable:
         found = [result for result in found if result.machine["cpu_capability"] in capable]
-    if kind == "machine":
+    if kind == "machine" and wanted:
+        raise BadBlockError(f"figures:begin {name}: of a machine only the capability can be chosen")
+    if kind == "machine" and found:
         return report.markdown_machine(found)
     rows = [row for result in _told_by(kind, found) for row in result.rows if _matches(row, wanted)]
     if not rows:

@@ -94,7 +94,7 @@ at::Tensor empty_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype, size
 // may give memory that has its pages already, and does so less often for the larger size.
 constexpr size_t always_mapped = size_t{32} << 20;
 
-// A contiguous tensor of at least so many bytes.
+// A contiguous output like one of `always_mapped` bytes or more.
 at::Tensor empty_large(const at::Tensor& tensor) {
   // What malloc gives out a second time has its pages already, where a larger size may not fit.
   at::Tensor output = at::detail::empty_cpu(tensor.sizes(), tensor.scalar_type());
@@ -120,13 +120,18 @@ at::Tensor empty_like_simple(const at::Tensor& tensor) {
   } else {
     output = at::detail::empty_strided_cpu(sizes, tensor.strides(), dtype);
   }
-  if (gets_huge_pages(bytes)) advise_huge_pages(output.mutable_data_ptr(), bytes);
+  advise_huge_pages(output.mutable_data_ptr(), bytes);
   return output;
 }
 
 // A fresh output that an iterator has allocated.
 void advise_fresh(const at::TensorBase& output) {
   advise_huge_pages(output.mutable_data_ptr(), output.nbytes());
+}
+
+// Whether `out` may be written while `input` is walked through: it is the input, or elsewhere.
+bool is_apart(const at::Tensor& input, const at::Tensor& out) {
+  return out.is_same(input) || !out.storage().is_alias_of(input.storage());
 }
 
 // Runs a kernel over simple tensors that are alike, outputs first.
@@ -316,7 +321,7 @@ at::Tensor sigmoid(const at::Tensor& input) {
 }
 
 void sigmoid_out(const at::Tensor& input, at::Tensor out) {
-  if (out.is_same(input) || !out.storage().is_alias_of(input.storage())) {
+  if (is_apart(input, out)) {
     if (is_simple(input) && is_simple(out) && are_alike(input, out)) {
       return run_simple(Work::value, "sigmoid", out, input);
     }
@@ -344,6 +349,14 @@ std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& inp
 }
 
 void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative) {
+  const auto fits = [&](const at::Tensor& out) {
+    return is_apart(input, out) && is_simple(out) && are_alike(input, out);
+  };
+  if (is_simple(input) && fits(value) && fits(derivative) &&
+      !value.storage().is_alias_of(derivative.storage())) {
+    return run_simple(Work::value_and_derivative, "sigmoid_with_derivative", value, derivative,
+                      input);
+  }
   run_pair(input, value, derivative);
 }
 

@@ -65,13 +65,21 @@ FLUSHED = """
 import torch, fused_sigmoid
 x = torch.tensor([-95.0, -80.0])
 full = fused_sigmoid.sigmoid(x)
+# By several threads: they compute as the calling one does, and are as they were afterwards.
+torch.set_num_threads(3)
+large = x.repeat(200_000)
+large_full = fused_sigmoid.sigmoid(large)
 assert torch.set_flush_denormal(True)
 value, derivative = fused_sigmoid.sigmoid_with_derivative(x)
 for result in (fused_sigmoid.sigmoid(x), value, derivative):
     assert result[0] == 0
     assert result[1] == full[1] > 0
+for _ in range(20):
+    assert torch.equal(fused_sigmoid.sigmoid(large), value.repeat(200_000))
 torch.set_flush_denormal(False)
 assert torch.equal(fused_sigmoid.sigmoid(x), full)
+assert torch.equal(fused_sigmoid.sigmoid(large), large_full)
+assert torch.equal(large_full, full.repeat(200_000))
 assert full[0] > 0
 """
 

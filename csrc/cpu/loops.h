@@ -21,7 +21,7 @@ Bfloat16Constants constants_of(BFloat16);
 template <class Element>
 using ConstantsOf = decltype(constants_of(Element()));
 
-// `vectors` of them one after the other, whose latencies the processor overlaps.
+// So many vectors one after the other, whose latencies the processor overlaps.
 template <class Work, class V, class T, int vectors>
 inline void compute(const T* const* in, T* const* out, int64_t offset) {
   V inputs[vectors][Work::inputs];

@@ -12,9 +12,10 @@ namespace fused_sigmoid {
 // The elements that a thread takes at a time: about a microsecond of work.
 constexpr int64_t chunk_size = 4096;
 
-// Each thread has a share of [0, count) of its own, the same one of the same count each time, so
-// that it stays in that thread's cache. A thread that is done goes on in the share of another: one
-// that was woken late, or whose core does something else as well, does not hold up the rest.
+// Each thread has a share of [0, count) of its own, the same one of the same count and number of
+// threads each time, so that it stays in that thread's cache. A thread that is done goes on in the
+// shares of the next: of one that was woken late, or whose core does something else as well, less
+// is left.
 class Shares {
  public:
   Shares(int64_t count, int64_t threads) : count_(count), shares_(static_cast<size_t>(threads)) {
@@ -42,8 +43,8 @@ class Shares {
   }
 
  private:
-  // To look at the shares of all other threads would take longer than it saves where there are
-  // tens of them.
+  // Its own and three more: to look at those of all others would take longer than it saves where
+  // there are tens of them.
   static constexpr int64_t visited = 4;
 
   // In chunks, on a cache line of its own.

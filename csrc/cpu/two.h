@@ -1,6 +1,6 @@
 // Two vectors computed operation by operation: each hides the latency of the other even where the
-// processor does not look far enough ahead to find independent work itself. Includes no torch
-// header.
+// processor does not look far enough ahead to find independent work itself. Of bfloat16 they are
+// the even and the odd elements, on every instruction set. Includes no torch header.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,7 @@ struct Two {
     first.store(to);
     second.store(to + V::size);
   }
-  // Of bfloat16 the even and the odd elements: to take these apart and to put them together again
-  // needs no shuffle.
+  // To take even and odd elements apart and to put them together again needs no shuffle.
   static Two load(const BFloat16* from) {
     Two loaded;
     V::load_even_odd(from, loaded.first, loaded.second);

@@ -105,7 +105,7 @@ int64_t changing_sets(Dtype dtype) {
 }
 
 // Notes what each part of a loop was given out as; without atomics, so that two threads at one part
-// are a race. Every third thread is late, and the others all take over its share.
+// are a race. Every third thread is late, and others take over its share.
 int64_t shares_of(int64_t length, int64_t sharers) {
   std::vector<int64_t> elements(static_cast<size_t>((length + chunk_size - 1) / chunk_size));
   Shares shares(length, sharers);
