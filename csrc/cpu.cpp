@@ -134,13 +134,25 @@ bool is_apart(const at::Tensor& input, const at::Tensor& out) {
   return out.is_same(input) || !out.storage().is_alias_of(input.storage());
 }
 
+// The memory of the operands, outputs first. What is written gets a copy of its own if it shares
+// its memory until then (copy on write).
+template <size_t operands>
+std::array<char*, operands> data_of(const std::array<const at::Tensor*, operands>& tensors,
+                                    Work work) {
+  std::array<char*, operands> data;
+  for (size_t i = 0; i < operands; ++i) {
+    const bool is_output = static_cast<int>(i) < outputs_of(work);
+    data[i] = static_cast<char*>(is_output ? tensors[i]->data_ptr()
+                                           : const_cast<void*>(tensors[i]->const_data_ptr()));
+  }
+  return data;
+}
+
 // Runs a kernel over simple tensors that are alike, outputs first.
 template <class... Tensors>
 void run_simple(Work work, const char* op, const at::Tensor& first, const Tensors&... rest) {
   constexpr size_t operands = 1 + sizeof...(rest);
-  const std::array<char*, operands> data = {
-      static_cast<char*>(first.data_ptr()),
-      static_cast<char*>(const_cast<void*>(rest.const_data_ptr()))...};
+  const auto data = data_of<operands>({&first, &rest...}, work);
   const int64_t item = static_cast<int64_t>(first.element_size());
   std::array<int64_t, operands> strides;
   strides.fill(item);
@@ -244,9 +256,7 @@ void run_small(Work work, const char* op, const at::Tensor& first, const Tensors
     if (continues) dims[last].size *= outer;
   }
   dims.resize(last + 1);
-  const std::array<char*, operands> data = {
-      static_cast<char*>(first.data_ptr()),
-      static_cast<char*>(const_cast<void*>(rest.const_data_ptr()))...};
+  const auto data = data_of<operands>(tensors, work);
   const Kernel kernel = selected_kernels().get(work, kernel_dtype(first.scalar_type(), op));
   walk<operands>(kernel, outputs_of(work), item, dims, data);
 }

@@ -459,3 +459,18 @@ print("fused_sigmoid.triton_kernels" in sys.modules, "triton" in set(sys.modules
     assert triton == "False False"
     # torch and the standard library are there already, but for parts they load lazily.
     assert not any(name in third_party for name in ("numpy", "triton", "scipy", "mpmath"))
+
+
+@pytest.mark.parametrize("size", [100, 50_000])
+@pytest.mark.parametrize("lazy", [0, 1, 2])
+def test_pair_leaves_alone_what_an_output_shares_until_it_is_written(lazy: int, size: int) -> None:
+    shared = torch.linspace(-5, 5, size)
+    kept = shared.clone()
+    copy = torch._lazy_clone(shared)
+    tensors = [torch.linspace(-3, 3, size), torch.empty(size), torch.empty(size)]
+    tensors[lazy] = copy
+    expected = torch.ops.fused_sigmoid.sigmoid_with_derivative(tensors[0].clone())
+    torch.ops.fused_sigmoid.sigmoid_with_derivative_out(*tensors)
+    assert torch.equal(tensors[1], expected[0])
+    assert torch.equal(tensors[2], expected[1])
+    assert torch.equal(shared, kept)
