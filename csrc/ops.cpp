@@ -12,9 +12,12 @@
 
 namespace fused_sigmoid {
 
-bool is_plain(const at::Tensor& tensor) {
-  using c10::DispatchKey;
-  using c10::DispatchKeySet;
+namespace {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+
+bool has_plain_keys(DispatchKeySet keys) {
   // Autocast leaves the sigmoid alone.
   static const uint64_t expected =
       (DispatchKeySet({DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::BackendSelect,
@@ -22,10 +25,17 @@ bool is_plain(const at::Tensor& tensor) {
                        DispatchKey::AutogradCUDA}) |
        c10::autocast_dispatch_keyset)
           .raw_repr();
-  const auto local = c10::impl::tls_local_dispatch_key_set();
-  const DispatchKeySet keys = (tensor.key_set() | local.included_) - local.excluded_;
   return (keys.raw_repr() & ~expected) == 0;
 }
+
+}  // namespace
+
+bool is_plain(const at::Tensor& tensor) {
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  return has_plain_keys((tensor.key_set() | local.included_) - local.excluded_);
+}
+
+bool is_plain_kind(const at::Tensor& tensor) { return has_plain_keys(tensor.key_set()); }
 
 bool has_kernel_dtype(const at::Tensor& tensor) {
   const at::ScalarType dtype = tensor.scalar_type();

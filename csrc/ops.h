@@ -36,8 +36,10 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
 }  // namespace dispatched
 
-// With autograd, of every order. autograd.cpp
+// With autograd, of every order; forward-mode AD follows what has no `out`. autograd.cpp
 namespace autograd {
+// Whether autograd, in either mode, follows what is computed from the input.
+bool is_followed(const at::Tensor& input);
 at::Tensor sigmoid(const at::Tensor& input, Saved saved);
 at::Tensor& sigmoid_(at::Tensor& input);
 void sigmoid_out(const at::Tensor& input, at::Tensor out);
@@ -52,6 +54,9 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
 // nothing between the caller and the device that has to see the call (dispatch mode, functorch
 // transform, tensor subclass, lazy conjugation or negation). ops.cpp
 bool is_plain(const at::Tensor& tensor);
+
+// The same of the tensor alone, whatever is active around the call.
+bool is_plain_kind(const at::Tensor& tensor);
 
 // Whether the kernels have an instance for the dtype: float64, float32, float16, bfloat16. ops.cpp
 bool has_kernel_dtype(const at::Tensor& tensor);

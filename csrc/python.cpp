@@ -23,11 +23,20 @@ const at::Tensor* kernel_tensor(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return nullptr;
   const at::Tensor& tensor = THPVariable_Unpack(object);
   if (!fused_sigmoid::is_plain(tensor) || !fused_sigmoid::has_kernel_dtype(tensor) ||
-      fused_sigmoid::has_forward_gradient(tensor) || at::impl::torch_function_mode_enabled()) {
+      at::impl::torch_function_mode_enabled()) {
     return nullptr;
   }
   return &tensor;
 }
+
+// A tensor of any kind that autograd follows: the node is the same as a plain tensor's.
+const at::Tensor* followed_tensor(PyObject* object) {
+  if (!THPVariable_Check(object)) return nullptr;
+  const at::Tensor& tensor = THPVariable_Unpack(object);
+  return fused_sigmoid::autograd::is_followed(tensor) ? &tensor : nullptr;
+}
+
+using Accept = const at::Tensor*(PyObject*);
 
 bool has_arguments(const char* name, Py_ssize_t count, Py_ssize_t expected) {
   if (count == expected) return true;
@@ -67,12 +76,13 @@ PyObject* check_saved(PyObject*, PyObject* object) {
   Py_RETURN_NONE;
 }
 
+template <Accept* accept>
 PyObject* sigmoid(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (!has_arguments("sigmoid", count, 2)) return nullptr;
   Saved saved;
   if (!parse_saved(args[1], saved)) return nullptr;
-  const at::Tensor* input = kernel_tensor(args[0]);
+  const at::Tensor* input = accept(args[0]);
   if (input == nullptr) Py_RETURN_NONE;
   at::Tensor value;
   {
@@ -83,9 +93,10 @@ PyObject* sigmoid(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+template <Accept* accept>
 PyObject* sigmoid_(PyObject*, PyObject* object) {
   HANDLE_TH_ERRORS
-  const at::Tensor* input = kernel_tensor(object);
+  const at::Tensor* input = accept(object);
   if (input == nullptr) Py_RETURN_NONE;
   {
     pybind11::gil_scoped_release no_gil;
@@ -101,7 +112,10 @@ PyObject* sigmoid_out(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!has_arguments("sigmoid_out", count, 2)) return nullptr;
   const at::Tensor* input = kernel_tensor(args[0]);
   const at::Tensor* out = kernel_tensor(args[1]);
-  if (input == nullptr || out == nullptr) Py_RETURN_NONE;
+  if (input == nullptr || out == nullptr || fused_sigmoid::has_forward_gradient(*input) ||
+      fused_sigmoid::has_forward_gradient(*out)) {
+    Py_RETURN_NONE;
+  }
   {
     pybind11::gil_scoped_release no_gil;
     fused_sigmoid::autograd::sigmoid_out(*input, *out);
@@ -110,9 +124,10 @@ PyObject* sigmoid_out(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+template <Accept* accept>
 PyObject* sigmoid_with_derivative(PyObject*, PyObject* object) {
   HANDLE_TH_ERRORS
-  const at::Tensor* input = kernel_tensor(object);
+  const at::Tensor* input = accept(object);
   if (input == nullptr) Py_RETURN_NONE;
   at::Tensor value, derivative;
   {
@@ -121,13 +136,6 @@ PyObject* sigmoid_with_derivative(PyObject*, PyObject* object) {
   }
   return Py_BuildValue("(NN)", THPVariable_Wrap(std::move(value)),
                        THPVariable_Wrap(std::move(derivative)));
-  END_HANDLE_TH_ERRORS
-}
-
-PyObject* has_forward_gradient(PyObject*, PyObject* object) {
-  HANDLE_TH_ERRORS
-  return PyBool_FromLong(THPVariable_Check(object) &&
-                         fused_sigmoid::has_forward_gradient(THPVariable_Unpack(object)));
   END_HANDLE_TH_ERRORS
 }
 
@@ -240,12 +248,14 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
 }
 
 PyMethodDef methods[] = {
-    {"sigmoid", fast(sigmoid), METH_FASTCALL, nullptr},
-    {"sigmoid_", sigmoid_, METH_O, nullptr},
+    {"sigmoid", fast(sigmoid<kernel_tensor>), METH_FASTCALL, nullptr},
+    {"sigmoid_", sigmoid_<kernel_tensor>, METH_O, nullptr},
     {"sigmoid_out", fast(sigmoid_out), METH_FASTCALL, nullptr},
-    {"sigmoid_with_derivative", sigmoid_with_derivative, METH_O, nullptr},
+    {"sigmoid_with_derivative", sigmoid_with_derivative<kernel_tensor>, METH_O, nullptr},
+    {"followed_sigmoid", fast(sigmoid<followed_tensor>), METH_FASTCALL, nullptr},
+    {"followed_sigmoid_", sigmoid_<followed_tensor>, METH_O, nullptr},
+    {"followed_sigmoid_with_derivative", sigmoid_with_derivative<followed_tensor>, METH_O, nullptr},
     {"check_saved", check_saved, METH_O, nullptr},
-    {"has_forward_gradient", has_forward_gradient, METH_O, nullptr},
     {"add_gpu_kernel", add_gpu_kernel, METH_VARARGS, nullptr},
     {"launch_gpu_kernel", fast(launch_gpu_kernel), METH_FASTCALL, nullptr},
     {"forget_gpu_kernels", forget_gpu_kernels, METH_NOARGS, nullptr},

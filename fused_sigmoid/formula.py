@@ -79,6 +79,10 @@ def second_derivative_product(grad: Tensor, input: Tensor) -> Tensor:
     return _narrowed(_widened(grad) * _derivative(input) * torch.tanh(wide * -0.5), input)
 
 
+# Compiled, nobody looks at versions: what a Function keeps is a copy, which a change of the input
+# in place leaves as it is. A compiler fuses it.
+
+
 class Sigmoid(torch.autograd.Function):
     """For torch.compile where a gradient is recorded: Dynamo refuses a Function that has a ``jvp``.
     Composed, so that a compiled backward that computes σ(x) again shares its exponential, and since
@@ -94,7 +98,7 @@ class Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(inputs[0].clone())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ class SigmoidWithDerivative(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(inputs[0].clone())
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor, grad_derivative: Tensor) -> Tensor:
@@ -176,7 +180,7 @@ def composed_sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TransformableSigmoid(Sigmoid):
-    """For torch.func transforms and forward-mode AD."""
+    """For torch.func transforms."""
 
     composed = staticmethod(composed_sigmoid)
 
@@ -203,7 +207,7 @@ class TransformableSigmoid(Sigmoid):
 
 
 class TransformableSigmoidWithDerivative(torch.autograd.Function):
-    """The pair for torch.func transforms and forward-mode AD."""
+    """The pair for torch.func transforms."""
 
     composed = staticmethod(composed_sigmoid_with_derivative)
 

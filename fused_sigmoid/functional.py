@@ -91,6 +91,9 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
         return _torch(torch.sigmoid, input, out=out)
     if saved == "output" or not _has_formula(input):
         return _torch(torch.sigmoid, input)
+    if _is_eager():
+        value = extension.followed_sigmoid(input, saved)
+        return torch.sigmoid(input) if value is None else value
     return _formula(formula.Sigmoid, formula.TransformableSigmoid, input)
 
 
@@ -115,8 +118,10 @@ def sigmoid_(input: Tensor) -> Tensor:
     _check(input, "sigmoid_")
     if not _has_formula(input) or _is_plain():
         return _torch(torch.sigmoid_, input)
-    # Of a copy: the Function keeps what it reads, and the input is overwritten.
-    return input.copy_(_formula(formula.Sigmoid, formula.TransformableSigmoid, input.clone()))
+    if _is_eager():
+        value = extension.followed_sigmoid_(input)
+        return torch.sigmoid_(input) if value is None else value
+    return input.copy_(_formula(formula.Sigmoid, formula.TransformableSigmoid, input))
 
 
 def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,6 +150,9 @@ def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
     _check(input, "sigmoid_with_derivative")
     if not _has_formula(input):
         return _torch(_torch_pair, input)
+    if _is_eager():
+        pair = extension.followed_sigmoid_with_derivative(input)
+        return formula.sigmoid_with_derivative(input) if pair is None else pair
     return _formula(
         formula.SigmoidWithDerivative, formula.TransformableSigmoidWithDerivative, input
     )
@@ -178,22 +186,28 @@ def _is_plain() -> bool:
     return is_compiling() and not torch.is_grad_enabled()
 
 
+def _is_eager() -> bool:
+    """Whether the extension's node serves: it composes the value of ATen operations where a
+    dispatch mode or a subclass has to see them, and keeps the same as it does without."""
+    return not (is_compiling() or torch.jit.is_tracing() or _transforms())  # type: ignore[attr-defined]
+
+
+def _transforms() -> list[Any]:
+    """The types of the active ``torch.func`` transforms, the outermost first."""
+    return [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+
+
 def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
     if _is_plain():
         return compiled.plain(input)
     if is_compiling():
         return compiled.apply(input)
-    if _needs_composition():
+    # An autograd Function cannot go through two levels of ``jvp``, or ``functionalize``.
+    types, active = torch._C._functorch.TransformType, _transforms()
+    if active.count(types.Jvp) > 1 or types.Functionalize in active:
         return transformable.composed(input)
-    return transformable.apply(input)
-
-
-def _needs_composition() -> bool:
-    """Whether the active ``torch.func`` transforms are more than an autograd Function can go
-    through: two levels of ``jvp`` or ``jacfwd``, or ``functionalize``."""
-    types = torch._C._functorch.TransformType
-    active = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-    return active.count(types.Jvp) > 1 or types.Functionalize in active
+    # Of a copy, since the input may be changed in place before the backward pass.
+    return transformable.apply(input.clone())
 
 
 def _torch(function: Callable[..., Any], input: Tensor, **arguments: Any) -> Any:

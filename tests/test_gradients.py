@@ -96,11 +96,21 @@ def test_gradcheck_of_the_backward_operators(name: str) -> None:
     assert gradgradcheck(operator, operands, check_batched_grad=True)
 
 
-def test_operators_refuse_forward_mode() -> None:
+def test_operators_have_a_forward_mode() -> None:
+    points = torch.tensor([-20.0, 0.0, 20.0], dtype=torch.float64)
+    x = oracle.exact(points)
     with forward_ad.dual_level():
-        dual = forward_ad.make_dual(torch.zeros(2), torch.ones(2))
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            torch.ops.fused_sigmoid.sigmoid(dual)
+        dual = forward_ad.make_dual(points, torch.full_like(points, 3))
+        value = torch.ops.fused_sigmoid.sigmoid(dual)
+        pair = torch.ops.fused_sigmoid.sigmoid_with_derivative(dual)
+        tangents = [forward_ad.unpack_dual(result).tangent for result in (value, *pair)]
+    for tangent, derivative in zip(
+        tangents,
+        (oracle.derivative, oracle.derivative, oracle.second_derivative),
+        strict=True,
+    ):
+        expected = oracle.rounded(3 * derivative(x), torch.float64)
+        torch.testing.assert_close(tangent, expected, rtol=1e-15, atol=0)
 
 
 # Higher orders against closed forms; they hold to rounding, but not where torch's formula is used.
@@ -273,7 +283,7 @@ def test_memory_that_others_hold_is_not_taken(dtype: torch.dtype) -> None:
     with saved_tensors_hooks(pack, lambda index: kept[index]):
         output = sigmoid(input, saved="derivative")
     before = [tensor.detach().clone() for tensor in kept]
-    assert len(before) == 2
+    assert len(before) == (3 if dtype == torch.float64 else 2)
     (gradient,) = torch.autograd.grad(output, input, torch.full_like(output, 3))
     assert (gradient != 0).all()
     for tensor, copy in zip(kept, before, strict=True):
@@ -345,15 +355,7 @@ def test_checkpoint(reentrant: bool, saved: str) -> None:
     _assert_gradient(input.grad / 2, input.detach() * 2)
 
 
-_REFUSED = pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="compiled autograd can't trace this C++ node"
-)
-
-
-@pytest.mark.parametrize(
-    "function",
-    ["pair", *SAVED, pytest.param("in place", marks=_REFUSED)],
-)
+@pytest.mark.parametrize("function", ["pair", *SAVED, "in place"])
 def test_compiled_autograd(function: str) -> None:
     def backward(loss: Tensor) -> None:
         loss.backward()
@@ -414,21 +416,22 @@ def test_saved_derivative_keeps_it_and_the_output() -> None:
 
 def test_saved_derivative_keeps_it_and_the_input_in_float64() -> None:
     # From the rounded output the second derivative would lose its accuracy near 0.
-    input = _leaf(4, 5)
-    kept_input, derivative = _packed(lambda: sigmoid(input, saved="derivative"))
-    if not _same_memory(kept_input, input):
-        kept_input, derivative = derivative, kept_input
+    input, outputs = _leaf(4, 5), []
+    kept = _packed(lambda: outputs.append(sigmoid(input, saved="derivative")))
+    derivative, kept_input, kept_output = kept
     assert _same_memory(kept_input, input)
+    assert _same_memory(kept_output, outputs[0])
     torch.testing.assert_close(derivative, _expected(input), rtol=1e-14, atol=0)
 
 
 def test_auto_keeps_the_derivative_only_where_it_stays_in_the_cache() -> None:
     # Far from where the measurements put the limits, between them and beyond.
-    for count, tensors in ((1, 1), (2**18, 2), (2**22, 1)):
-        input = torch.zeros(count, requires_grad=True)
-        kept = _packed(lambda input=input: sigmoid(input))
-        assert len(kept) == tensors
-        assert _same_memory(kept[0], input) == (tensors == 1)
+    for count, keeps_input in ((1, True), (2**18, False), (2**22, True)):
+        input, outputs = torch.zeros(count, requires_grad=True), []
+        kept = _packed(lambda input=input, outputs=outputs: outputs.append(sigmoid(input)))
+        assert len(kept) == 2
+        assert _same_memory(kept[0], input) == keeps_input
+        assert _same_memory(kept[1], outputs[0])
 
 
 def test_in_place_keeps_the_derivative_and_the_output() -> None:
@@ -446,12 +449,11 @@ def test_in_place_keeps_a_copy_of_the_input_in_float64() -> None:
     assert _same_memory(output, overwritten)
 
 
-def test_pair_keeps_the_input_and_the_derivative() -> None:
+def test_pair_keeps_the_input_and_its_outputs() -> None:
     input, outputs = _leaf(4, 5), []
     kept = _packed(lambda: outputs.extend(sigmoid_with_derivative(input)))
-    assert len(kept) == 2
-    assert _same_memory(kept[0], input)
-    assert _same_memory(kept[1], outputs[1])
+    assert len(kept) == 3
+    assert all(map(_same_memory, kept, (outputs[1], input, outputs[0])))
 
 
 @every_function
@@ -523,7 +525,7 @@ def test_out_records_no_gradient() -> None:
 # Writing over what is kept.
 
 
-@pytest.mark.parametrize("saved", ["derivative", "input", "output"])
+@pytest.mark.parametrize("saved", ["input", "output"])
 def test_a_changed_tensor_that_was_saved_raises(saved: str) -> None:
     input = _float32_leaf(4) * 1
     output = sigmoid(input, saved=saved)
@@ -548,9 +550,10 @@ def test_the_input_may_change_unless_it_was_saved(
     torch.testing.assert_close(leaf.grad, _expected(leaf), rtol=rtol, atol=0)
 
 
-def test_the_output_may_change_if_the_input_was_saved() -> None:
+@pytest.mark.parametrize("saved", ["auto", "derivative", "input"])
+def test_the_output_may_change_if_something_exact_was_saved(saved: str) -> None:
     leaf = _leaf(4)
-    output = sigmoid(leaf, saved="input")
+    output = sigmoid(leaf, saved=saved)
     output.mul_(2)
     output.sum().backward()
     _assert_gradient(leaf.grad / 2 if leaf.grad is not None else None, leaf)
