@@ -6,12 +6,32 @@ Needs an installed torch, so build without isolation: pip install --no-build-iso
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 
-import torch
+import setuptools
 from setuptools import setup
 from setuptools.extension import Extension
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+# Each of these would otherwise show as an error far from its cause, or after much was fetched.
+if sys.version_info < (3, 10):  # noqa: UP036 - pip runs this before it reads requires-python
+    sys.exit(f"fused_sigmoid needs Python 3.10 or newer; this is {platform.python_version()}")
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"fused_sigmoid is built with setuptools 77 or newer; {setuptools.__version__} is installed"
+        " here. Install a newer one first: pip install --upgrade setuptools"
+    )
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError as error:
+    sys.exit(
+        "fused_sigmoid is built for the torch that is installed, and this environment has none\n"
+        f"({error}). pip and uv build in an environment of their own, without\n"
+        "what is installed in yours, unless told not to:\n\n"
+        "    pip install --no-build-isolation .\n\n"
+        "If you told so, install torch 2.11 or newer first. Nothing was changed."
+    )
 
 # The instruction sets that have kernels of their own, with the flags for their one file. The
 # AVX-512 intrinsics of g++ 12 give false warnings about uninitialised values (GCC bug 105593).
@@ -32,6 +52,8 @@ FLAGS += ["-DFUSED_SIGMOID_X86"] if IS_X86 else []
 
 # torch's C++ interface changes between releases: the name tells which one this build is for.
 MAJOR, MINOR = torch.__version__.split("+")[0].split(".")[:2]
+if (int(MAJOR), int(MINOR)) < (2, 11):
+    sys.exit(f"fused_sigmoid needs torch 2.11 or newer; {torch.__version__} is installed here")
 
 
 class BuildKernels(BuildExtension):
@@ -51,8 +73,9 @@ class BuildKernels(BuildExtension):
 
 
 setup(
-    # A wheel runs with the release it was built for, and no other.
-    install_requires=[f"torch>=2.11,=={MAJOR}.{MINOR}.*"],
+    # A wheel runs with the release it was built for, and no other. No lower bound beside it: 2.11
+    # would exclude a preview of 2.11, and pip would exchange that for another torch.
+    install_requires=[f"torch=={MAJOR}.{MINOR}.*"],
     ext_modules=[
         CppExtension(
             f"fused_sigmoid._C_torch_{MAJOR}_{MINOR}",
