@@ -52,24 +52,37 @@ def release(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
+def _name(torch_version: str) -> str:
+    return f"{__package__}._C_torch_{release(torch_version).replace('.', '_')}"
+
+
 def explanation(folder: Path, torch_version: str) -> str:
-    """Why the extension cannot be loaded from ``folder``, and the command that builds it."""
+    """Why the extension cannot be loaded from ``folder``, and what to do."""
     wanted = (
         f"torch {release(torch_version)} and Python {sys.version_info[0]}.{sys.version_info[1]}"
     )
-    found = sorted(path.name for path in folder.glob("_C_torch_*.so"))
-    reason = f"is not built for {wanted}; built: {', '.join(found)}" if found else "is not built"
     checkout = folder.parent
     source = str(checkout) if (checkout / "setup.py").exists() else "<folder of the source>"
-    return (
-        f"the C++ extension of fused_sigmoid {reason}. Build it for {wanted} with: "
-        f"{sys.executable} -m pip install --no-build-isolation -e {source}"
-    )
+    build = f"{sys.executable} -m pip install --no-build-isolation -e {source}"
+    # A folder of sources that stands before site-packages on the path, as the current one does.
+    packages = [str(Path(entry, str(__package__))) for entry in sys.path]
+    installed = PathFinder.find_spec(_name(torch_version), packages)
+    other = Path(installed.origin).parent if installed and installed.origin else folder
+    # The same where it is there and does not load.
+    if not other.samefile(folder):
+        return (
+            f"the C++ extension of fused_sigmoid is not in {folder}, the sources that hide the "
+            f"installed package in {other}. Run Python in another folder (from Python 3.11 on, "
+            f"python -P leaves out the current one), or build it in place with: {build}"
+        )
+    found = sorted(path.name for path in folder.glob("_C_torch_*.so"))
+    reason = f"is not built for {wanted}; built: {', '.join(found)}" if found else "is not built"
+    return f"the C++ extension of fused_sigmoid {reason}. Build it for {wanted} with: {build}"
 
 
 def load(folder: Path, torch_version: str) -> Extension:
     """Imports the extension built for this torch; ImportError says how to build it."""
-    name = f"{__package__}._C_torch_{release(torch_version).replace('.', '_')}"
+    name = _name(torch_version)
     # From this folder alone: an editable install's finder would offer another checkout's build.
     spec = PathFinder.find_spec(name, [str(folder)])
     if spec is None or spec.loader is None:

@@ -448,6 +448,48 @@ def test_import_without_the_extension(tmp_path: Path, other: str | None) -> None
         assert f"is not built for torch {release} and Python" in message
 
 
+@pytest.mark.parametrize("other", [None, "_C_torch_2_99.cpython-311-x86_64-linux-gnu.so"])
+def test_import_in_a_checkout_that_hides_what_is_installed(
+    tmp_path: Path, other: str | None
+) -> None:
+    """`pip install .` and then a command in the same folder."""
+    checkout, site = tmp_path / "checkout", tmp_path / "site"
+    sources, installed = checkout / "fused_sigmoid", site / "fused_sigmoid"
+    shutil.copytree(PACKAGE, sources, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(PACKAGE, installed, ignore=shutil.ignore_patterns("__pycache__"))
+    (checkout / "setup.py").touch()
+    if other is not None:
+        (sources / other).write_bytes(b"loading this would fail")
+    command = [sys.executable, "-m", "fused_sigmoid", "info"]
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=checkout, check=False
+        )
+
+    process = run(*command)
+    assert process.returncode == 1
+    assert "is not built" not in process.stderr
+    assert (
+        f"ImportError: the C++ extension of fused_sigmoid is not in {sources}, the sources that "
+        f"hide the installed package in {installed}. Run Python in another folder"
+    ) in process.stderr
+    assert f"-m pip install --no-build-isolation -e {checkout}" in process.stderr
+    if sys.version_info >= (3, 11):  # the remedy that the message names
+        assert "python -P leaves out the current one" in process.stderr
+        assert run(command[0], "-P", *command[1:]).returncode == 0
+
+
+def test_an_extension_that_does_not_load_hides_nothing(tmp_path: Path) -> None:
+    copy = tmp_path / "fused_sigmoid"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (copy / Path(extension.__file__).name).write_bytes(b"not a library")
+    message = python("import fused_sigmoid", tmp_path).stderr
+    assert "ImportError: the C++ extension of fused_sigmoid is not built" in message
+    assert "file too short" in message
+
+
 def test_unknown_instruction_set() -> None:
     process = python("import fused_sigmoid", PACKAGE.parent, FUSED_SIGMOID_CPU="nonsense")
     assert process.returncode == 1
