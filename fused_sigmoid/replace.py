@@ -4,8 +4,9 @@ every call inside a ``with`` block."""
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch.utils._contextlib import context_decorator
 
 from . import functional
 from .modules import FusedSigmoid
+
+_LOGGER = logging.getLogger(__package__)
 
 # Where a turned module keeps its class, if that was a subclass, and an attribute of its own that
 # was named ``saved``.
@@ -29,6 +32,14 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool =
     are untouched, and ``model`` itself may be an ``nn.Sigmoid``. What is a :class:`FusedSigmoid`
     already keeps its ``saved``. A module with a ``forward`` of its own, be it the class's or set on
     the object, may compute something else and is left alone.
+
+    It does not see what is no ``nn.Sigmoid``: calls of ``torch.sigmoid`` in a ``forward``, classes
+    of other libraries such as ``timm.layers.Sigmoid``. :class:`override` catches those. Where there
+    was nothing to turn, a warning of the logger ``fused_sigmoid`` says so.
+
+    Tools that look modules up by their very type do not know the new one, and DeepLift of captum
+    then gives wrong attributions in silence: see "Tools that go by the type" in
+    docs/compatibility.md, or use :class:`override`, which leaves the modules as they are.
 
     Args:
         model: the module to search, itself included.
@@ -54,9 +65,10 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool =
     FusedSigmoid()
     """
     functional.check_saved(saved)
+    modules = _modules(model)
     turned = [
         module
-        for module in _modules(model)
+        for module in modules
         if isinstance(module, nn.Sigmoid)
         and (subclasses or type(module) is nn.Sigmoid)
         and getattr(module.forward, "__func__", None) is nn.Sigmoid.forward
@@ -68,6 +80,15 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool =
             module.__dict__[_SAVED] = module.__dict__["saved"]
         module.__class__ = FusedSigmoid
         module.__dict__["saved"] = saved
+    if not turned and not any(isinstance(module, FusedSigmoid) for module in modules):
+        # Not an error, yet nothing came of the call, which its returned 0 is easily missed to say.
+        _LOGGER.warning(
+            "replace_sigmoid() found no nn.Sigmoid to turn in %s. It leaves alone calls of "
+            "torch.sigmoid and the like, classes of other libraries, and subclasses of nn.Sigmoid "
+            "without subclasses=True; run the model inside 'with fused_sigmoid.override():' to "
+            "catch what Python code calls",
+            type(model).__name__,
+        )
     return len(turned)
 
 
@@ -109,10 +130,11 @@ def _is_checkpointed(input: object) -> bool:
 # shapes of the two computations though, so one dimension more makes that an error.
 
 
-def _sigmoid(input: Tensor, **arguments: Any) -> Tensor:
-    if not arguments and _is_checkpointed(input):
-        return functional.sigmoid(input.unsqueeze(-1)).squeeze(-1)
-    return functional.sigmoid(input, **arguments)
+def _sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str) -> Tensor:
+    # What "output" keeps is what torch's keeps, and either gradient comes of it.
+    if out is None and saved != "output" and _is_checkpointed(input):
+        return functional.sigmoid(input.unsqueeze(-1), saved=saved).squeeze(-1)
+    return functional.sigmoid(input, out=out, saved=saved)
 
 
 def _sigmoid_(input: Tensor) -> Tensor:
@@ -139,14 +161,38 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
 
     It catches ``torch.sigmoid``, ``Tensor.sigmoid``, ``Tensor.sigmoid_``, ``torch.sigmoid_``,
     ``torch.nn.functional.sigmoid`` and ``torch.special.expit``, however they were imported, and
-    with them ``nn.Sigmoid``; not calls from C++ such as those inside ``nn.LSTM``, nor from
-    TorchScript. In code compiled by ``torch.compile``, ``torch.sigmoid_`` and
-    ``torch.nn.functional.sigmoid`` stay torch's, since Dynamo does not show them to modes.
+    with them ``nn.Sigmoid`` and the classes of other libraries that call one of these.
+
+    It does not catch, and the gradient stays torch's in:
+
+    - functions with a sigmoid inside, ``torch.nn.functional.glu`` and ``silu`` among them, and
+      ``nn.LSTM``, ``nn.GRU`` and their cells;
+    - ATen's operators by name, ``torch.ops.aten.sigmoid``, and what holds them: scripted, traced
+      and exported models;
+    - what the backward pass runs, be it a hook or the ``backward`` of an autograd Function; the
+      ``forward`` of a Function is caught, but its gradient is what its ``backward`` says;
+    - functions handed to a function of torch that other modes and types may override too, such as
+      the ``distance_function`` of ``triplet_margin_with_distance_loss``;
+    - ``torch.sigmoid_`` and ``torch.nn.functional.sigmoid`` in code compiled by ``torch.compile``,
+      since Dynamo does not show them to modes.
+
+    Args:
+        saved: what every sigmoid of the block keeps for the backward pass; see
+            :func:`fused_sigmoid.sigmoid`, also for a sigmoid whose output goes to ``nn.BCELoss``.
+            Of those in place it changes nothing.
+
+    Raises:
+        TypeError: anything but ``saved`` is given, as by ``@override`` without parentheses.
+        ValueError: ``saved`` is none of the four.
 
     It nests, ends with the block, and as the decorator ``@override()`` holds while the function
     (or a generator, between its yields) runs. Gradients of tensors computed inside stay exact
     outside. As every mode of torch it belongs to the thread: another thread is not affected, but
     the other tasks of an event loop are if the block holds an ``await``.
+
+    Every call of torch in the block, ``x + a`` and ``x.shape`` too, goes through Python first, as
+    in any mode of torch, which takes most of a microsecond (docs/performance.md has the figures).
+    :func:`replace_sigmoid` costs no other call anything.
 
     ``torch.utils.checkpoint`` leaves the block to compute again (pytorch#84864), and then raises a
     ``CheckpointError`` rather than mix two sigmoids; with ``use_reentrant=True`` the gradient is
@@ -160,6 +206,13 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
     >>> x.grad
     tensor([2.0612e-09])
     """
+
+    def __init__(self, *misplaced: NoReturn, saved: str = "auto") -> None:
+        if misplaced:
+            raise TypeError(_advice(misplaced[0]))
+        super().__init__()
+        functional.check_saved(saved)
+        self.saved = saved
 
     def __call__(self, function: Function) -> Function:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -176,7 +229,27 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        # Called for every function of torch: what is not replaced must get past in little time.
+        replacement = _REPLACEMENTS.get(func)
         # A type with rules of its own sees the function that was called.
-        if not (types and any(map(functional.has_own_rules, args))):
-            func = _REPLACEMENTS.get(func, func)
-        return func(*args, **(kwargs or {}))
+        if replacement is None or (types and any(map(functional.has_own_rules, args))):
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if replacement is _sigmoid:
+            return _sigmoid(*args, **(kwargs or {}), saved=self.saved)
+        return replacement(*args, **(kwargs or {}))
+
+
+def _advice(misplaced: object) -> str:
+    """What to write in place of ``override(misplaced)``."""
+    if isinstance(misplaced, nn.Module):
+        return (
+            f"override() takes no module, {type(misplaced).__name__} was given: call the model "
+            "inside 'with override():', or turn its nn.Sigmoid modules by replace_sigmoid(model)"
+        )
+    if callable(misplaced):
+        name = getattr(misplaced, "__qualname__", repr(misplaced))
+        return f"override() takes no function, {name} was given: decorate with '@override()'"
+    return (
+        f"override() takes the keyword argument 'saved' alone, {misplaced!r} was given without: "
+        "write 'override(saved=...)'"
+    )

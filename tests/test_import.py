@@ -80,7 +80,7 @@ total: Tensor = value + derivative
 version: str = fused_sigmoid.__version__
 activation: Callable[[Tensor], Tensor] = fused_sigmoid.sigmoid
 
-with override():
+with override(saved="output"):
     gate(x)
 
 @override()
@@ -97,6 +97,10 @@ MISTAKES = {
     "FusedSigmoid(saved=None)": "arg-type",
     "replace_sigmoid(x)": "arg-type",
     "step(x)": "call-arg",
+    "override(step)": "arg-type",
+    "override(gate)": "arg-type",
+    "override('output')": "arg-type",
+    "override(saved=True)": "arg-type",
 }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import logging
 import pickle
 import threading
 import warnings
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch import sigmoid as imported_by_name
 from torch.utils.checkpoint import CheckpointError, checkpoint
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.hooks import RemovableHandle
 
 import fused_sigmoid
 from fused_sigmoid import FusedSigmoid, override, replace_sigmoid, restore_sigmoid
@@ -110,6 +112,102 @@ def test_replaced_twice() -> None:
     assert replace_sigmoid(model) == 0
     assert replace_sigmoid(nn.Linear(1, 1)) == 0
     assert restore_sigmoid(nn.Sigmoid()) == 0
+
+
+class Functional(nn.Module):
+    """As timm's own Sigmoid: no nn.Sigmoid, and no module of one inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+
+@pytest.mark.parametrize("make", [Functional, Subclass, nn.Identity])
+def test_nothing_to_replace_is_said(
+    make: Callable[[], nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert replace_sigmoid(make()) == 0
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("fused_sigmoid", logging.WARNING)
+    message = record.getMessage()
+    assert f"found no nn.Sigmoid to turn in {make.__name__}." in message
+    assert "with fused_sigmoid.override():" in message
+
+
+def test_override_catches_what_is_no_nn_sigmoid() -> None:
+    with override():
+        assert is_exact(gradient_of(Functional()))
+
+
+@pytest.mark.parametrize("make", [nn.Sigmoid, FusedSigmoid, Nested])
+def test_something_to_replace_is_done_in_silence(
+    make: Callable[[], nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make()
+    replace_sigmoid(model)
+    replace_sigmoid(model)
+    assert caplog.records == []
+
+
+class ByType:
+    """A tool that looks modules up by their very type, as captum's DeepLift and BackPACK do: the
+    rule for what it knows, the gradient for everything else."""
+
+    def __init__(self) -> None:
+        self.rules: dict[type[nn.Module], float] = {nn.Sigmoid: 2.0}
+
+    def gradient(self, model: nn.Module) -> list[float]:
+        hooks: list[RemovableHandle] = []
+        for module in model.modules():
+            if type(module) in self.rules:
+                rule = self.rules[type(module)]
+                hooks.append(
+                    module.register_full_backward_hook(
+                        lambda module, inputs, outputs, rule=rule: (rule * outputs[0],)
+                    )
+                )
+        gradient = gradient_of(model)
+        for hook in hooks:
+            hook.remove()
+        return gradient.tolist()
+
+
+def test_tools_that_go_by_the_type() -> None:
+    """The three remedies of docs/compatibility.md; without one such a tool is silently wrong."""
+    tool, model = ByType(), nn.Sequential(nn.Sigmoid())
+    right = tool.gradient(model)
+    assert right == [2.0] * len(X)
+    with override():
+        assert tool.gradient(model) == right
+    replace_sigmoid(model)
+    assert tool.gradient(model) != right
+    tool.rules[FusedSigmoid] = tool.rules[nn.Sigmoid]
+    assert tool.gradient(model) == right
+    del tool.rules[FusedSigmoid]
+    restore_sigmoid(model)
+    assert tool.gradient(model) == right
+
+
+def test_deep_lift() -> None:
+    captum = pytest.importorskip("captum.attr")
+    rules = pytest.importorskip("captum.attr._core.deep_lift").SUPPORTED_NON_LINEAR
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 1)).double()
+    x = torch.randn(2, 3, dtype=torch.float64)
+
+    def attributions() -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return captum.DeepLift(model).attribute(x, torch.zeros_like(x))
+
+    right = attributions()
+    with override():
+        torch.testing.assert_close(attributions(), right)
+    replace_sigmoid(model)
+    assert not torch.allclose(attributions(), right, rtol=1e-3)
+    rules[FusedSigmoid] = rules[nn.Sigmoid]
+    try:
+        torch.testing.assert_close(attributions(), right)
+    finally:
+        del rules[FusedSigmoid]
 
 
 def test_restore_undoes_it() -> None:
@@ -453,6 +551,204 @@ def test_override_catches(name: str) -> None:
     assert not is_exact(gradient_of(CALLS[name]))
 
 
+class InForward(torch.autograd.Function):
+    """A Function that records the gradient of its forward itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.y = torch.sigmoid(ctx.x)
+        return ctx.y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.autograd.grad(ctx.y, ctx.x, grad)[0]
+
+
+class InBackward(torch.autograd.Function):
+    """A Function whose backward calls the sigmoid again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = torch.sigmoid(x)
+        return torch.autograd.grad(y, x, grad)[0]
+
+
+def _gates(kind: type[nn.LSTMCell | nn.GRUCell]) -> Callable[[Tensor], Tensor]:
+    """A cell in which x is what goes into its gates."""
+    cell = kind(1, 1, bias=False, dtype=torch.float64).requires_grad_(False)
+    for weight in cell.parameters():
+        weight.fill_(1.0)
+
+    def run(x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), 1, dtype=x.dtype) + 0.5
+        given = (state, state) if kind is nn.LSTMCell else state
+        output = cell(x[:, None], given)
+        return output[0] if kind is nn.LSTMCell else output
+
+    return run
+
+
+# What the docstring of override and docs/compatibility.md list as not caught.
+NOT_CAUGHT: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": lambda x: nn.functional.glu(torch.stack([torch.ones_like(x), x], -1)),
+    "silu": nn.functional.silu,
+    "LSTMCell": _gates(nn.LSTMCell),
+    "GRUCell": _gates(nn.GRUCell),
+    "torch.ops.aten.sigmoid": torch.ops.aten.sigmoid,
+    "torch.ops.aten.sigmoid.default": torch.ops.aten.sigmoid.default,
+    "scripted": lambda x: torch.jit.script(Functional())(x),
+    "traced": lambda x: torch.jit.trace(torch.sigmoid, (X,))(x),
+    "exported": lambda x: torch.export.export(nn.Sigmoid(), (X,)).module()(x),
+    "the backward of a Function": InBackward.apply,
+    "a function handed to torch's": lambda x: nn.functional.triplet_margin_with_distance_loss(
+        x,
+        torch.ones_like(x),
+        torch.zeros_like(x),
+        distance_function=lambda a, b: torch.sigmoid(a) * b,
+        reduction="sum",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("name", NOT_CAUGHT)
+def test_override_does_not_catch(name: str) -> None:
+    """Nothing of ours is in the graph, and the gradient is torch's."""
+    function = NOT_CAUGHT[name]
+    expected = gradient_of(function)
+    with override():
+        gradient = gradient_of(function)
+        output = function(X.clone().requires_grad_())
+    assert torch.equal(gradient, expected)
+    nodes, seen = [output.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None:
+            seen.add(node.name())
+            nodes += [before for before, _ in node.next_functions]
+    assert seen
+    assert not any("Fused" in name for name in seen)
+
+
+def test_override_does_not_catch_what_a_hook_calls() -> None:
+    gradients = []
+
+    def hook(grad: Tensor) -> None:
+        with torch.enable_grad():
+            gradients.append(gradient_of(torch.sigmoid))
+
+    x = X.clone().requires_grad_()
+    x.register_hook(hook)
+    with override():
+        (x * 1).sum().backward()
+        assert is_exact(gradient_of(torch.sigmoid))
+    assert not is_exact(gradients[0])
+
+
+def test_override_catches_the_forward_of_a_function() -> None:
+    with override():
+        assert is_exact(gradient_of(InForward.apply))
+
+
+@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize("name", CALLS)
+def test_saved_of_a_block(name: str, saved: str) -> None:
+    """Of everything in it but those in place, which have no saved."""
+    with override(saved=saved):
+        gradient = gradient_of(CALLS[name])
+    assert is_exact(gradient) == (saved != "output" or name.endswith("_"))
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_saved_of_a_block_is_what_the_functions_keep(saved: str) -> None:
+    x = torch.randn(5, requires_grad=True)
+    kept: list[list[Tensor]] = []
+    for call in (
+        lambda: fused_sigmoid.sigmoid(x, saved=saved),
+        lambda: override(saved=saved)(torch.sigmoid)(x),
+    ):
+        kept.append([])
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept[-1].append(tensor.detach().clone()), lambda nothing: nothing
+        ):
+            call()
+    assert kept[0]
+    assert all(torch.equal(one, other) for one, other in zip(*kept, strict=True))
+
+
+def test_the_inner_block_has_its_own_saved() -> None:
+    with override(saved="output"):
+        with override():
+            assert is_exact(gradient_of(torch.sigmoid))
+        assert not is_exact(gradient_of(torch.sigmoid))
+
+
+def test_compiled_once_more_for_another_saved() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: torch.sigmoid(x * 1), backend="aot_eager", fullgraph=True)
+    for saved in ("auto", "output", "input", "output"):
+        with override(saved=saved):
+            assert is_exact(gradient_of(compiled)) == (saved != "output")
+    torch._dynamo.reset()
+
+
+def test_saved_of_a_block_with_out() -> None:
+    x = torch.tensor([-95.0, 0.0])
+    out = torch.zeros(2)
+    with override(saved="derivative"):
+        assert torch.sigmoid(x, out=out) is out
+    assert torch.equal(out, fused_sigmoid.sigmoid(x))
+
+
+def test_unknown_saved_of_a_block() -> None:
+    accepted = ", ".join(map(repr, SAVED))
+    with pytest.raises(ValueError, match=f"^argument 'saved' is 'all'; accepted are {accepted}$"):
+        override(saved="all")
+
+
+def not_decorated(x: Tensor) -> Tensor:
+    return x
+
+
+@pytest.mark.parametrize(
+    ("misplaced", "advice"),
+    [
+        (not_decorated, r"not_decorated was given: decorate with '@override\(\)'"),
+        (torch.sigmoid, r"sigmoid was given: decorate with '@override\(\)'"),
+        (
+            nn.Sequential(),
+            r"Sequential was given: .*'with override\(\):'.*replace_sigmoid\(model\)",
+        ),
+        ("output", r"'output' was given without: write 'override\(saved=...\)'"),
+        (None, "None was given without"),
+    ],
+)
+def test_what_override_does_not_take(misplaced: Any, advice: str) -> None:
+    with pytest.raises(TypeError, match=r"^override\(\) takes .*" + advice):
+        override(misplaced)
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_override_reaches_past_functions_unchanged() -> None:
+    """With and without keywords, and of any arguments."""
+    x = torch.arange(6.0).reshape(2, 3)
+    with override():
+        assert x.shape == (2, 3)
+        assert x.sum(dim=0, keepdim=True).shape == (1, 3)
+        assert torch.equal(torch.add(x, x, alpha=2), x * 3)
+        assert torch.zeros(2, dtype=torch.float64).dtype == torch.float64
+
+
 def test_gradients_stay_exact_outside() -> None:
     x = X.clone().requires_grad_()
     with override():
@@ -733,6 +1029,18 @@ def test_two_sigmoids_are_not_mixed(name: str) -> None:
         value.sum().backward()
     with pytest.raises(CheckpointError):
         _checkpointed(CHECKPOINTED[name], context_fn=lambda: (contextlib.nullcontext(), override()))
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_saved_and_checkpoint(saved: str) -> None:
+    """With "output" both computations keep the same, and the gradient is torch's anyway."""
+    with override(saved=saved):
+        if saved != "output":
+            with pytest.raises(CheckpointError):
+                _checkpointed(CHECKPOINTED["out of place"])
+            return
+        gradient = _checkpointed(CHECKPOINTED["out of place"])
+    assert torch.equal(gradient, gradient_of(torch.sigmoid))
 
 
 @every_checkpointed
