@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench import goals, instructions, report, results, sweep
+from bench import goals, instructions, override, report, results, sweep
 from bench.results import COPY, OURS, Cell, Result, Row
 
 # One colour a peer in every picture (Okabe and Ito's set, told apart by the colour-blind too).
@@ -58,6 +58,11 @@ WORK_TITLES = {
 RESOLUTION = 130
 WIDEST_BAR = 0.3
 
+# Those with a record of their own, and those of the rows of result files.
+RECORDED: dict[str, Callable[[], str]] = {
+    "instructions": instructions.markdown,
+    "override": override.markdown,
+}
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "speed": report.markdown_speed,
     "roofline": report.markdown_roofline,
@@ -309,10 +314,10 @@ def write_pages(filled: Mapping[Path, str], check: bool, module: str) -> int:
 
 def _table(name: str, found: Sequence[Result]) -> str:
     kind, *words = name.split()
-    if kind == "instructions":
-        return instructions.markdown()
+    if kind in RECORDED:
+        return RECORDED[kind]()
     if kind != "machine" and kind not in TABLES:
-        accepted = ", ".join(("machine", "instructions", *TABLES))
+        accepted = ", ".join(("machine", *RECORDED, *TABLES))
         raise BadBlockError(f"figures:begin {name}: no table {kind!r}; accepted are {accepted}")
     wanted: dict[str, set[str]] = {}
     for word in words:

@@ -19,7 +19,18 @@ for needed in ("matplotlib", "tabulate", "tqdm"):
     pytest.importorskip(needed)
 
 from bench import __main__ as command_line  # noqa: E402
-from bench import compatibility, figures, goals, report, results, roofline, runs, sweep, works  # noqa: E402
+from bench import (  # noqa: E402
+    compatibility,
+    figures,
+    goals,
+    override,
+    report,
+    results,
+    roofline,
+    runs,
+    sweep,
+    works,
+)
 from bench.peers import PEERS, FusedSigmoid, TorchEager  # noqa: E402
 from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread, Task  # noqa: E402
 from bench.timing import (  # noqa: E402
@@ -495,7 +506,7 @@ def test_blocks_of_a_page_are_rewritten_and_a_stale_one_is_noticed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ("sped", "no table 'sped'; accepted are machine, instructions, speed, roofline"),
+        ("sped", "no table 'sped'; accepted are machine, instructions, override, speed, roofline"),
         ("speed colour=red", "'colour=red' is no filter; accepted are device=VALUE"),
         ("speed dtype=float64", "no row of the results matches"),
     ],
@@ -765,6 +776,23 @@ def test_a_bad_name_is_answered_with_the_accepted_ones(
         command_line.main(arguments)
     assert stopped.value.code == 2
     assert accepted in capsys.readouterr().err.partition("error:")[2]
+
+
+def test_what_override_costs_is_measured_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(override, "RECORD", tmp_path / "override.json")
+    monkeypatch.setattr(override, "ROUNDS", 1)
+    x = torch.ones(1)
+    works = {"x.shape": lambda: x.shape, "torch.sigmoid(x)": lambda: torch.sigmoid(x)}
+    monkeypatch.setattr(override, "works", lambda: works)
+    assert override.main(["--write"]) == 0
+    stored = json.loads((tmp_path / "override.json").read_text(encoding="utf-8"))
+    assert list(stored["seconds_a_call"]) == ["x.shape", "torch.sigmoid(x)"]
+    for found in stored["seconds_a_call"].values():
+        assert all(value > 0 for value in found.values())
+    assert stored["seconds_a_call"]["x.shape"]["inside / without"] > 1
+    assert "torch.sigmoid(x)" in override.markdown()
 
 
 def test_page_of_releases_holds_the_committed_outcomes() -> None:
