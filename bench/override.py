@@ -20,8 +20,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.report import seconds_text
-
 RECORD = Path(__file__).resolve().parent / "override.json"
 ROUNDS = 41
 # The size of the LSTM: small enough that the calls show, as they do where override() is a question.
@@ -116,12 +114,13 @@ def _table(found: Mapping[str, Mapping[str, float]], form: str) -> str:
     lines = [
         [
             name,
-            *(seconds_text(one[place]) for place in ("without", "empty", "inside")),
+            *(f"{one[place] * 1e6:,.2f}" for place in ("without", "empty", "inside")),
             *(f"{one[ratio]:.2f}" for ratio in ("inside / without", "inside / empty")),
         ]
         for name, one in found.items()
     ]
-    head = ("call", "no block", "empty mode", "override()", "over no block", "over empty mode")
+    times = ("no block (µs)", "empty mode (µs)", "override() (µs)")
+    head = ("call", *times, "over no block", "over empty mode")
     aligned = ("left", *("right",) * 5)
     return tabulate(lines, headers=head, tablefmt=form, colalign=aligned, disable_numparse=True)
 

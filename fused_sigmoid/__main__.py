@@ -50,7 +50,8 @@ def information() -> dict[str, str]:
         "CUDA devices": str(torch.cuda.device_count()),
         "route on CPU": f"C++ kernels ({extension.instruction_set()})",
         "route on GPU": _gpu_route(),
-        "route under torch.compile, torch.export, torch.func": "formula in ATen operations",
+        "route under torch.compile, torch.func": "formula in ATen operations",
+        "route under torch.export, torch.jit.trace": "ATen's sigmoid, with torch's gradient",
     }
 
 

@@ -32,6 +32,9 @@ class FusedSigmoid(nn.Sigmoid):
     product cancels. With the exact derivative, the gradient of a case that is saturated on the
     wrong side comes out far too large, where with ``nn.Sigmoid`` it comes out 0.
 
+    Exported by ``torch.export`` or traced by ``torch.jit.trace`` it is a plain ``aten.sigmoid``,
+    whose own gradient is torch's.
+
     >>> import torch, fused_sigmoid
     >>> module = fused_sigmoid.FusedSigmoid()
     >>> module(torch.tensor([0.0, 2.0]))

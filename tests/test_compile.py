@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import metrics
 from torch._inductor.utils import run_and_get_code
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fused_sigmoid import FusedSigmoid, sigmoid, sigmoid_
 
@@ -160,6 +161,58 @@ def test_dynamic_export_is_decomposed_to_plain_sigmoids() -> None:
     assert targets.count(torch.ops.aten.sigmoid.default) == 2
     input = torch.randn(7, 4)
     torch.testing.assert_close(program.module()(input), model(input))
+
+
+def _make_fx(model: nn.Module, input: Tensor) -> nn.Module:
+    return make_fx(model)(input)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("record", "exact"),
+    [
+        (lambda model, x: torch.export.export(model, (x,)).module(), False),
+        (lambda model, x: torch.export.export(model, (x,), strict=True).module(), False),
+        (lambda model, x: torch.export.export(model, (x,)).run_decompositions().module(), False),
+        (torch.jit.trace, False),
+        (_make_fx, False),
+        (lambda model, x: torch.fx.symbolic_trace(model), True),
+        (lambda model, x: torch.jit.script(model), True),
+        (lambda model, x: torch.compile(model, backend="aot_eager", fullgraph=True), True),
+    ],
+    ids=[
+        "export",
+        "strict",
+        "decomposed",
+        "trace",
+        "make_fx",
+        "symbolic_trace",
+        "script",
+        "compile",
+    ],
+)
+@pytest.mark.parametrize("recorded_with_gradient", [True, False])
+def test_gradient_of_a_recorded_graph(
+    record: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]],
+    exact: bool,
+    recorded_with_gradient: bool,
+) -> None:
+    """Torch's in what holds ATen's sigmoid: README and docs/compatibility.md say so."""
+
+    def gradient(function: Callable[[Tensor], Tensor]) -> Tensor:
+        input = torch.tensor([-20.0, 0.0, 5.0, 20.0], requires_grad=True)
+        function(input).sum().backward()
+        assert input.grad is not None
+        return input.grad
+
+    example = torch.zeros(4, requires_grad=recorded_with_gradient)
+    recorded = gradient(record(nn.Sequential(FusedSigmoid()), example))
+    if exact:
+        torch.testing.assert_close(recorded, gradient(sigmoid), rtol=1e-6, atol=0)
+        assert recorded[3] > 0
+    else:
+        assert torch.equal(recorded, gradient(torch.sigmoid))
+        assert recorded[3] == 0
 
 
 RUN_PACKAGE = """
