@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 from torch.utils._contextlib import context_decorator
 
 from . import functional
@@ -117,33 +118,101 @@ def _modules(model: nn.Module) -> list[nn.Module]:
     return list(model.modules())
 
 
-def _is_checkpointed(input: object) -> bool:
-    """Whether what is saved for the gradient of ``input`` goes to ``torch.utils.checkpoint``."""
-    if is_dynamo_compiling() or not isinstance(input, Tensor) or not input.requires_grad:
-        return False
+# torch.utils.checkpoint computes again outside of every torch function mode (pytorch#84864). Two
+# sigmoids keep different tensors of one shape: with torch's in place of ours an output would be
+# taken for an input or a derivative. So a sigmoid is computed again by the one that computed it the
+# first time. What a checkpoint knows of its two computations is its frame, where each sigmoid that
+# was overridden is noted, by how many tensors were kept before it.
+_OVERRIDDEN = "overridden_by_fused_sigmoid"
+_ENTERED = "entered_by_fused_sigmoid"
+
+
+def _checkpoint() -> dict[str, Any] | None:
+    """What the running checkpoint's function that packs tensors holds: in the first computation its
+    ``frame``, in the second a reference to that. None outside of checkpoints."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
+    if hooks is None or getattr(hooks[0], "__module__", "") != checkpoint.__name__:
+        return None
+    pack = inspect.unwrap(hooks[0])
+    cells = pack.__closure__ or ()
+    held = {
+        name: cell.cell_contents
+        for name, cell in zip(pack.__code__.co_freevars, cells, strict=True)
+    }
+    if "frame" in held or {"target_frame_ref", "gid"} <= held.keys():
+        return held
+    raise checkpoint.CheckpointError(
+        f"fused_sigmoid.override() does not know the checkpoints of torch {torch.__version__}, and "
+        "cannot see to it that they compute the same sigmoid again; use "
+        "fused_sigmoid.replace_sigmoid(model) in place of override()"
+    )
 
 
-# A checkpoint computes again, outside of the block, what was not saved: with torch's sigmoid,
-# whose output would then be taken for the input or the derivative that ours saves. It compares the
-# shapes of the two computations though, so one dimension more makes that an error.
+def _overridden(frame: Any, saved: str) -> dict[int, str]:
+    """What each overridden sigmoid of the checkpoint keeps, by its position."""
+    if not hasattr(frame, _OVERRIDDEN):
+        setattr(frame, _OVERRIDDEN, {})
+        frame.recompute_fn = override(saved=saved)(frame.recompute_fn)
+    noted: dict[int, str] = getattr(frame, _OVERRIDDEN)
+    return noted
+
+
+def _saved(input: object, saved: str) -> str | None:
+    """What a sigmoid of ``input`` keeps in a block with ``saved``. None if it is torch's: a
+    checkpoint computes it again, and it was not overridden the first time."""
+    if is_dynamo_compiling() or not isinstance(input, Tensor) or not input.requires_grad:
+        return saved
+    held = _checkpoint() if torch.is_grad_enabled() else None
+    if held is None:
+        return saved
+    if "frame" in held:
+        _overridden(held["frame"], saved)[len(held["frame"].weak_holders)] = saved
+        return saved
+    frame = held["target_frame_ref"]()
+    return getattr(frame, _OVERRIDDEN, {}).get(frame.recomp_counter[held["gid"]])
 
 
 def _sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str) -> Tensor:
-    # What "output" keeps is what torch's keeps, and either gradient comes of it.
-    if out is None and saved != "output" and _is_checkpointed(input):
-        return functional.sigmoid(input.unsqueeze(-1), saved=saved).squeeze(-1)
-    return functional.sigmoid(input, out=out, saved=saved)
+    if out is not None:
+        return functional.sigmoid(input, out=out, saved=saved)
+    kept = _saved(input, saved)
+    return torch.sigmoid(input) if kept is None else functional.sigmoid(input, saved=kept)
 
 
-def _sigmoid_(input: Tensor) -> Tensor:
-    if _is_checkpointed(input):
-        functional.sigmoid_(input.unsqueeze(-1))
-        return input
+def _sigmoid_(input: Tensor, *, saved: str) -> Tensor:
+    if _saved(input, saved) is None:
+        return torch.sigmoid_(input)
     return functional.sigmoid_(input)
 
 
+def _shape(input: Tensor, *, saved: str) -> torch.Size:
+    # A checkpoint looks at the shape of what is kept by a compiled function as well, whose sigmoids
+    # do not come by here: what was compiled in the block is to be computed again in a block.
+    held = None if is_dynamo_compiling() else _checkpoint()
+    if held is not None and "frame" in held:
+        _overridden(held["frame"], saved)
+    return input.shape
+
+
+def _enter_checkpoint() -> None:
+    """Notes that a block begins in the first computation, so that one may in the second. In that
+    alone, a compiled function would be compiled with the sigmoid that it did not have."""
+    held = None if is_dynamo_compiling() else _checkpoint()
+    if held is None:
+        return
+    if "frame" in held:
+        setattr(held["frame"], _ENTERED, True)
+        return
+    frame = held["target_frame_ref"]()
+    if not (hasattr(frame, _ENTERED) or hasattr(frame, _OVERRIDDEN)):
+        raise checkpoint.CheckpointError(
+            "fused_sigmoid.override() is entered where torch.utils.checkpoint computes again, and "
+            "was not the first time. Enter it in both computations: decorate the checkpointed "
+            "function with '@override()', or pass context_fn=lambda: (override(), override())"
+        )
+
+
+# What takes their place, with the block's ``saved``.
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.sigmoid: _sigmoid,
     torch.Tensor.sigmoid: _sigmoid,
@@ -151,6 +220,7 @@ _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.nn.functional.sigmoid: _sigmoid,
     torch.sigmoid_: _sigmoid_,
     torch.Tensor.sigmoid_: _sigmoid_,
+    torch.Tensor.shape.__get__: _shape,  # type: ignore[attr-defined]
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -194,10 +264,9 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
     in any mode of torch, which takes most of a microsecond (docs/performance.md has the figures).
     :func:`replace_sigmoid` costs no other call anything.
 
-    ``torch.utils.checkpoint`` leaves the block to compute again (pytorch#84864), and then raises a
-    ``CheckpointError`` rather than mix two sigmoids; with ``use_reentrant=True`` the gradient is
-    torch's. There, use :func:`replace_sigmoid`, decorate the checkpointed function, or pass
-    ``context_fn=lambda: (override(), override())``.
+    What ``torch.utils.checkpoint`` computes in the block it computes by the same sigmoid again,
+    wherever the backward pass runs; with ``use_reentrant=True`` it leaves the block for that
+    (pytorch#84864), and the gradient is torch's.
 
     >>> import torch, fused_sigmoid
     >>> x = torch.tensor([20.0], requires_grad=True)
@@ -213,6 +282,11 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
         super().__init__()
         functional.check_saved(saved)
         self.saved = saved
+
+    def __enter__(self) -> override:
+        _enter_checkpoint()
+        super().__enter__()
+        return self
 
     def __call__(self, function: Function) -> Function:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -234,9 +308,7 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
         # A type with rules of its own sees the function that was called.
         if replacement is None or (types and any(map(functional.has_own_rules, args))):
             return func(*args, **kwargs) if kwargs else func(*args)
-        if replacement is _sigmoid:
-            return _sigmoid(*args, **(kwargs or {}), saved=self.saved)
-        return replacement(*args, **(kwargs or {}))
+        return replacement(*args, **(kwargs or {}), saved=self.saved)
 
 
 def _advice(misplaced: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import pickle
@@ -20,7 +21,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import sigmoid as imported_by_name
-from torch.utils.checkpoint import CheckpointError, checkpoint
+from torch.utils.checkpoint import (
+    CheckpointError,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.hooks import RemovableHandle
 
@@ -1018,29 +1023,87 @@ def _checkpointed(function: Callable[[Tensor], Tensor], **arguments: Any) -> Ten
     return gradient_of(lambda x: checkpoint(function, x, use_reentrant=False, **arguments))
 
 
+CHECKPOINT_OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no check": {"determinism_check": "none"},
+    "no early stop": {"early_stop": False},
+    "sigmoid is saved": {
+        "context_fn": functools.partial(
+            create_selective_checkpoint_contexts, [torch.ops.aten.sigmoid.default]
+        )
+    },
+}
+
+
 @every_checkpointed
-def test_two_sigmoids_are_not_mixed(name: str) -> None:
-    """An error, where the output of one would be taken for the input of the other."""
-    with override(), pytest.raises(CheckpointError):
-        _checkpointed(CHECKPOINTED[name])
+@pytest.mark.parametrize("option", CHECKPOINT_OPTIONS)
+def test_a_checkpoint_computes_the_same_sigmoid_again(name: str, option: str) -> None:
+    """Else the output of one would be taken for the input of the other."""
+    if (name, option) == ("in place", "sigmoid is saved"):
+        pytest.skip("torch refuses it: what the policy saved is changed in place")
+    function, arguments = CHECKPOINTED[name], CHECKPOINT_OPTIONS[option]
     with override():
-        value = checkpoint(CHECKPOINTED[name], X.clone().requires_grad_(), use_reentrant=False)
-    with pytest.raises(CheckpointError):
+        assert is_exact(_checkpointed(function, **arguments))
+        leaf = X.clone().requires_grad_()
+        value = checkpoint(function, leaf, use_reentrant=False, **arguments)
+    value.sum().backward()
+    assert leaf.grad is not None
+    assert is_exact(leaf.grad)
+    leaf = X.clone().requires_grad_()
+    value = checkpoint(function, leaf, use_reentrant=False, **arguments)
+    with override():
         value.sum().backward()
-    with pytest.raises(CheckpointError):
-        _checkpointed(CHECKPOINTED[name], context_fn=lambda: (contextlib.nullcontext(), override()))
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad, gradient_of(function))
 
 
-@pytest.mark.parametrize("saved", SAVED)
-def test_saved_and_checkpoint(saved: str) -> None:
-    """With "output" both computations keep the same, and the gradient is torch's anyway."""
-    with override(saved=saved):
-        if saved != "output":
-            with pytest.raises(CheckpointError):
-                _checkpointed(CHECKPOINTED["out of place"])
-            return
-        gradient = _checkpointed(CHECKPOINTED["out of place"])
-    assert torch.equal(gradient, gradient_of(torch.sigmoid))
+@every_checkpointed
+def test_a_block_around_one_computation(name: str) -> None:
+    function = CHECKPOINTED[name]
+    nothing = contextlib.nullcontext
+    for saved in SAVED:
+        block = functools.partial(override, saved=saved)
+        exact = saved != "output" or name == "in place"
+        assert is_exact(_checkpointed(function, context_fn=_contexts(block, nothing))) == exact
+        with pytest.raises(CheckpointError, match=r"fused_sigmoid\.override.*@override"):
+            _checkpointed(function, context_fn=_contexts(nothing, block))
+
+
+def _contexts(*made: Callable[[], Any]) -> Callable[[], tuple[Any, ...]]:
+    return lambda: tuple(make() for make in made)
+
+
+def test_sigmoids_inside_and_outside_of_a_block_in_a_checkpoint() -> None:
+    def mixed(x: Tensor) -> Tensor:
+        with override():
+            ours = torch.sigmoid(x * 1)
+        return 2 * torch.sigmoid(x * 1) + 3 * ours
+
+    ours, theirs = gradient_of(fused_sigmoid.sigmoid), gradient_of(torch.sigmoid)
+    torch.testing.assert_close(_checkpointed(mixed), 2 * theirs + 3 * ours, rtol=1e-6, atol=0)
+    with override():
+        torch.testing.assert_close(_checkpointed(mixed), 5 * ours, rtol=1e-6, atol=0)
+
+
+def test_nested_checkpoints_in_a_block() -> None:
+    def inner(x: Tensor) -> Tensor:
+        return checkpoint(CHECKPOINTED["out of place"], x, use_reentrant=False)
+
+    with override():
+        assert is_exact(_checkpointed(lambda x: inner(x) + 0 * torch.sigmoid(inner(x))))
+
+
+def test_an_unknown_checkpoint_is_an_error_of_ours() -> None:
+    def pack(tensor: Tensor) -> Tensor:
+        return tensor
+
+    pack.__module__ = "torch.utils.checkpoint"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        pytest.raises(CheckpointError, match=r"fused_sigmoid\.replace_sigmoid"),
+        override(),
+    ):
+        torch.sigmoid(X.clone().requires_grad_())
 
 
 @every_checkpointed
@@ -1055,19 +1118,16 @@ def test_override_of_both_computations(name: str) -> None:
         assert is_exact(_checkpointed(function, context_fn=lambda: (same(), override())))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="computed again it is compiled without the block (pytorch#84864)"
-)
-def test_a_compiled_function_in_a_checkpoint_is_not_mixed() -> None:
-    """Its gradient is wrong, as docs/compatibility.md says. Right is either one, or an error."""
+@pytest.mark.parametrize("check", ["default", "none"])
+def test_a_compiled_function_in_a_checkpoint_is_not_mixed(check: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: torch.sigmoid(x * 1) * 1, backend="aot_eager")
     with override():
-        try:
-            gradient = _checkpointed(compiled)
-        except CheckpointError:
-            return
-    assert is_exact(gradient) or torch.equal(gradient, gradient_of(torch.sigmoid))
+        assert is_exact(_checkpointed(compiled, determinism_check=check))
+    contexts = (contextlib.nullcontext(), override())
+    with pytest.raises(CheckpointError, match="fused_sigmoid"):
+        _checkpointed(compiled, context_fn=lambda: contexts, determinism_check=check)
+    assert torch.equal(_checkpointed(compiled), gradient_of(torch.sigmoid))
 
 
 def test_a_compiled_function_in_a_decorated_checkpoint() -> None:
