@@ -50,10 +50,12 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
 
             - ``"derivative"``: σ', computed in the same pass as σ; backward is one product, which
               takes the memory of σ' unless the graph is kept.
-            - ``"input"``: the input; backward computes σ' again from it. It must not be changed in
-              place before that, nor in float64 with ``"derivative"``.
+            - ``"input"``: the input alone; backward computes σ' again from it. It must not be changed
+              in place before that.
             - ``"output"``: the output; no more memory than ``nn.Sigmoid``, and its gradient.
-            - ``"auto"``: whichever of the first two is faster for the device, dtype and size.
+            - ``"auto"``: whichever of the first two is faster for the device, dtype and size, and
+              the output. Where that was the input and it was changed in place, the gradient is
+              that of ``"output"``, with one warning.
 
     Returns:
         A tensor of the same shape, and strides as ``torch.sigmoid`` gives; of the default dtype
