@@ -50,8 +50,8 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
 
             - ``"derivative"``: σ', computed in the same pass as σ; backward is one product, which
               takes the memory of σ' unless the graph is kept.
-            - ``"input"``: the input alone; backward computes σ' again from it. It must not be changed
-              in place before that.
+            - ``"input"``: the input alone; backward computes σ' again from it. It must not change
+              before that.
             - ``"output"``: the output; no more memory than ``nn.Sigmoid``, and its gradient.
             - ``"auto"``: whichever of the first two is faster for the device, dtype and size, and
               the output. Where that was the input and it was changed in place, the gradient is
