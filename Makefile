@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix sanitize fuzz load defects audit dist check-full lint format bench instructions goals sweep figures clean
+.PHONY: help build demo test test-matrix sanitize fuzz load defects audit dist check-full lint format bench instructions goals sweep fresh figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -95,6 +95,11 @@ goals: build ## the rows that have a goal on a CPU, met or missed
 
 sweep: build ## never slower than torch? all sizes, dtypes and layouts; half an hour
 	$(BIN)/python -m bench --sweep --time-limit 1800
+
+PROCESSES ?= 8
+ALLOCATORS ?= glibc
+fresh: build ## never slower than torch in a process of its own? a quarter of an hour an allocator
+	$(BIN)/python -m bench.fresh_processes --processes $(PROCESSES) --allocators $(ALLOCATORS)
 
 RESULTS := $(filter-out bench/results/quick/%,$(sort $(foreach name,result goals sweep,$(wildcard bench/results/*/$(name).json))))
 CHECKS := $(wildcard bench/results/*/check.json)

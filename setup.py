@@ -82,7 +82,7 @@ setup(
             sources=[
                 "csrc/autograd.cpp",
                 "csrc/cpu.cpp",
-                "csrc/cpu/huge_pages.cpp",
+                "csrc/cpu/fresh_memory.cpp",
                 "csrc/cpu/instruction_set.cpp",
                 "csrc/cpu/kernels_default.cpp",
                 "csrc/cpu/rows.cpp",

@@ -4,13 +4,11 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorIterator.h>
-#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <array>
-#include <memory>
 
-#include "cpu/huge_pages.h"
+#include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
 #include "cpu/rows.h"
 #include "ops.h"
@@ -70,49 +68,17 @@ bool are_alike(const at::Tensor& a, const at::Tensor& b) {
          (a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous()));
 }
 
-// A large contiguous tensor that begins where a huge page does: what lies before the first huge
-// page of an output and behind the last would be up to 512 faults of small pages, 0.75 ms of the
-// 11 ms that 64 MiB take. The allocator is torch's, so that its limits, reports and errors hold.
-at::Tensor empty_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype, size_t bytes) {
-  c10::Allocator* const allocator = c10::GetCPUAllocator();
-  auto whole = std::make_unique<c10::DataPtr>(allocator->allocate(bytes + huge_page_bytes));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(whole->get());
-  const uintptr_t aligned = (begin + huge_page_bytes - 1) & ~(huge_page_bytes - 1);
-  const auto release = [](void* owned) { delete static_cast<c10::DataPtr*>(owned); };
-  c10::DataPtr data(reinterpret_cast<void*>(aligned), whole.release(), release, at::kCPU);
-  advise_huge_pages(data.get(), bytes);
-  auto storage = c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), bytes, std::move(data), allocator, /*resizable=*/true);
-  at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
-      c10::scalarTypeToTypeMeta(dtype));
-  tensor.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
-  return tensor;
-}
-
-// From here on malloc maps each allocation anew (DEFAULT_MMAP_THRESHOLD_MAX of glibc). Below, it
-// may give memory that has its pages already, and does so less often for the larger size.
-constexpr size_t always_mapped = size_t{32} << 20;
-
-// A contiguous output like one of `always_mapped` bytes or more.
-at::Tensor empty_large(const at::Tensor& tensor) {
-  // What malloc gives out a second time has its pages already, where a larger size may not fit.
-  at::Tensor output = at::detail::empty_cpu(tensor.sizes(), tensor.scalar_type());
-  if (is_resident(static_cast<char*>(output.mutable_data_ptr()) + tensor.nbytes() / 2)) {
-    return output;
-  }
-  output.reset();
-  return empty_in_huge_pages(tensor.sizes(), tensor.scalar_type(), tensor.nbytes());
+// A fresh output, before it is written.
+void prepare(const at::TensorBase& output) {
+  prepare_fresh_memory(output.mutable_data_ptr(), output.nbytes());
 }
 
 // With the strides that TensorIterator would give it.
 at::Tensor empty_like_simple(const at::Tensor& tensor) {
   const at::IntArrayRef sizes = tensor.sizes();
   const at::ScalarType dtype = tensor.scalar_type();
-  const size_t bytes = tensor.nbytes();
   at::Tensor output;
   if (tensor.is_contiguous()) {
-    if (bytes >= always_mapped && gets_huge_pages(bytes)) return empty_large(tensor);
     output = at::detail::empty_cpu(sizes, dtype);
   } else if (tensor.is_contiguous(at::MemoryFormat::ChannelsLast)) {
     output =
@@ -120,13 +86,8 @@ at::Tensor empty_like_simple(const at::Tensor& tensor) {
   } else {
     output = at::detail::empty_strided_cpu(sizes, tensor.strides(), dtype);
   }
-  advise_huge_pages(output.mutable_data_ptr(), bytes);
+  prepare(output);
   return output;
-}
-
-// A fresh output that an iterator has allocated.
-void advise_fresh(const at::TensorBase& output) {
-  advise_huge_pages(output.mutable_data_ptr(), output.nbytes());
 }
 
 // Whether `out` may be written while `input` is walked through: it is the input, or elsewhere.
@@ -275,7 +236,7 @@ at::Tensor run_binary(const at::Tensor& grad, const at::Tensor& other, Work work
   }
   const at::Tensor result;
   auto iter = at::TensorIterator::borrowing_binary_op(result, grad, other);
-  advise_fresh(iter.output());
+  prepare(iter.output());
   run(iter, work, op);
   return iter.output();
 }
@@ -292,8 +253,8 @@ std::tuple<at::Tensor, at::Tensor> run_pair(const at::Tensor& input, const at::T
                   .cast_common_dtype_to_outputs(true)
                   .enforce_safe_casting_to_output(true)
                   .build();
-  if (!value.defined()) advise_fresh(iter.output(0));
-  if (!derivative.defined()) advise_fresh(iter.output(1));
+  if (!value.defined()) prepare(iter.output(0));
+  if (!derivative.defined()) prepare(iter.output(1));
   run(iter, Work::value_and_derivative, "sigmoid_with_derivative");
   return {iter.output(0), iter.output(1)};
 }
@@ -325,7 +286,7 @@ at::Tensor sigmoid(const at::Tensor& input) {
   }
   at::Tensor result;
   auto iter = at::TensorIterator::unary_float_op(result, input);
-  advise_fresh(iter.output());
+  prepare(iter.output());
   run(iter, Work::value, "sigmoid");
   return iter.output();
 }

@@ -9,7 +9,7 @@
 #include <climits>
 #include <stdexcept>
 
-#include "cpu/huge_pages.h"
+#include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
 #include "gpu.h"
 #include "ops.h"
@@ -285,7 +285,7 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT,
 PyMODINIT_FUNC FUSED_SIGMOID_JOIN(PyInit_, TORCH_EXTENSION_NAME)() {
   try {
     fused_sigmoid::selected_kernels();
-    fused_sigmoid::huge_pages_enabled();
+    fused_sigmoid::check_fresh_memory_settings();
     fused_sigmoid::gpu::is_left_to_triton();
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());

@@ -1,0 +1,81 @@
+#include "fresh_memory.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace fused_sigmoid {
+namespace {
+
+constexpr size_t KiB = size_t{1} << 10, MiB = size_t{1} << 20;
+
+// Below, what torch's import has freed keeps glibc's threshold above two outputs.
+constexpr size_t kept_from = 1 * MiB;
+// Below, malloc mostly reuses memory that is mapped already, and a call to the system gains
+// nothing.
+constexpr size_t huge_pages_from = 4 * MiB;
+// The page size of x86-64 and, with 4 KiB base pages, of arm64.
+constexpr uintptr_t huge_page_bytes = uintptr_t{2 * MiB};
+
+bool read_switch(const char* name) {
+  const char* set = std::getenv(name);
+  const std::string value = set == nullptr || *set == '\0' ? "1" : set;
+  if (value != "0" && value != "1") {
+    throw std::invalid_argument(std::string(name) + " is '" + value +
+                                "'; accepted are '0' and '1'");
+  }
+  return value == "1";
+}
+
+bool keeps_freed() {
+  static const bool enabled = read_switch("FUSED_SIGMOID_KEEPFREED");
+  return enabled;
+}
+
+bool uses_huge_pages() {
+  static const bool enabled = read_switch("FUSED_SIGMOID_HUGEPAGES");
+  return enabled;
+}
+
+// glibc raises both of its thresholds when a mapped chunk is freed, for chunks of up to 32 MiB, and
+// not if either was set. Nothing is written to the chunk, so that it costs no memory; without
+// volatile the compiler leaves both calls out.
+bool raise_trim_threshold() {
+  void* volatile chunk = std::malloc(32 * MiB - 64 * KiB);
+  std::free(chunk);
+  return true;
+}
+
+void advise_huge_pages(void* begin, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  // Whole huge pages only: what lies beside the output is somebody else's memory.
+  const uintptr_t first =
+      (reinterpret_cast<uintptr_t>(begin) + huge_page_bytes - 1) & ~(huge_page_bytes - 1);
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) & ~(huge_page_bytes - 1);
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)begin;
+  (void)bytes;
+#endif
+}
+
+}  // namespace
+
+void prepare_fresh_memory(void* begin, size_t bytes) {
+  if (bytes < kept_from) return;
+  static const bool raised = keeps_freed() && raise_trim_threshold();
+  (void)raised;
+  if (bytes >= huge_pages_from && uses_huge_pages()) advise_huge_pages(begin, bytes);
+}
+
+void check_fresh_memory_settings() {
+  keeps_freed();
+  uses_huge_pages();
+}
+
+}  // namespace fused_sigmoid
