@@ -8,6 +8,7 @@ What breaks a process for good runs in a process of its own, with a limit of tim
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -258,27 +259,63 @@ for result in (sigmoid(x), *sigmoid_with_derivative(x)[:1]):
     assert quiet.split() == ["right", "right"]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt of glibc")
-def test_pages_that_malloc_holds_are_used_before_huge_ones() -> None:
-    program = """
+MAPPED = """
 import ctypes
-without_mmap = -4, 0
-if not ctypes.CDLL(None).mallopt(*without_mmap):
-    sys.exit("mallopt refused")
-x = torch.zeros(1 << 24)
-hole = torch.ones((1 << 24) + 1024)  # with room for the alignment
-above = [torch.ones(1 << 21) for _ in range(4)]
-address = hole.data_ptr()
-del hole
-print(abs(sigmoid(x).data_ptr() - address) < 4096)
+
+class Mallinfo(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Mallinfo
+
+def is_mapped(mebibytes):
+    # Whether malloc maps so much memory anew: of what it maps, it keeps nothing that is freed, but
+    # maps no more of that size.
+    before = library.mallinfo2().hblks
+    tensor = torch.empty(mebibytes << 18)
+    return library.mallinfo2().hblks > before
+
+sigmoid(torch.zeros((1 << 18) - 1))
+print(is_mapped(10))
+WORK
+print(is_mapped(20))
 """
-    assert finish(start(program)) == "True\n"
+LARGE_OUTPUTS = {
+    "value": "sigmoid(torch.zeros(1 << 18))",
+    "pair": "sigmoid_with_derivative(torch.zeros(1 << 18))",
+    "gradient": "sigmoid(torch.zeros(1 << 18, requires_grad=True)).sum().backward()",
+    "every other element": "sigmoid(torch.zeros(1 << 19)[::2])",
+}
+
+
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="mallinfo2 of glibc 2.33")
+@pytest.mark.parametrize("work", LARGE_OUTPUTS)
+def test_malloc_keeps_freed_memory_from_the_first_large_output_on(work: str) -> None:
+    program = MAPPED.replace("WORK", LARGE_OUTPUTS[work])
+    assert finish(start(program)).split() == ["True", "False"]
+
+
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="mallinfo2 of glibc 2.33")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FUSED_SIGMOID_KEEPFREED", "0"),
+        # A limit that the user has set stays.
+        ("MALLOC_TRIM_THRESHOLD_", "1000000"),
+        ("MALLOC_MMAP_THRESHOLD_", "1000000"),
+    ],
+)
+def test_malloc_is_left_alone(name: str, value: str) -> None:
+    program = MAPPED.replace("WORK", LARGE_OUTPUTS["pair"])
+    assert finish(start(program, **{name: value})).split() == ["True", "True"]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "accepted"),
     [
         ("FUSED_SIGMOID_HUGEPAGES", "yes", "'0' and '1'"),
+        ("FUSED_SIGMOID_KEEPFREED", "32M", "'0' and '1'"),
         ("FUSED_SIGMOID_CPU", "AVX2,default", "'default'"),
         ("FUSED_SIGMOID_LAUNCH", "Triton", "'extension' and 'triton'"),
     ],
