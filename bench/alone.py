@@ -22,7 +22,7 @@ Call = Callable[[], Any]
 
 # The first dozen calls get memory at ever new addresses and touch it for the first time. Larger
 # outputs, of which each is mapped anew, have no such beginning.
-WARM_UP_CALLS, WARM_UP_SECONDS = 20, 0.3
+WARM_UP_CALLS, WARM_UP_SECONDS = 20, 1.0
 LEAST_CALLS, SECONDS = 7, 0.15
 
 

@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench import goals, instructions, override, report, results, sweep
+from bench import fresh_processes, goals, instructions, override, report, results, sweep
 from bench.results import COPY, OURS, Cell, Result, Row
 
 # One colour a peer in every picture (Okabe and Ito's set, told apart by the colour-blind too).
@@ -60,6 +60,7 @@ WIDEST_BAR = 0.3
 
 # Those with a record of their own, and those of the rows of result files.
 RECORDED: dict[str, Callable[[], str]] = {
+    "fresh-processes": fresh_processes.markdown,
     "instructions": instructions.markdown,
     "override": override.markdown,
 }

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import gc
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -20,8 +22,10 @@ for needed in ("matplotlib", "tabulate", "tqdm"):
 
 from bench import __main__ as command_line  # noqa: E402
 from bench import (  # noqa: E402
+    alone,
     compatibility,
     figures,
+    fresh_processes,
     goals,
     override,
     report,
@@ -808,3 +812,75 @@ def test_pages_hold_the_committed_results() -> None:
     found = [path for path in found if "/quick/" not in path]
     pages = [str(root / "README.md"), str(root / "docs" / "performance.md")]
     assert figures.main([*found, "--write", *pages, "--check"]) == 0
+
+
+def fresh_row(*ours: float, allocator: str = "glibc", work: str = "pair") -> fresh_processes.Row:
+    def processes(seconds: tuple[float, ...], page_faults: float) -> list[dict[str, float]]:
+        return [{"seconds": one, "page_faults": page_faults} for one in seconds]
+
+    return {
+        "allocator": allocator,
+        "work": work,
+        "elements": 2**18,
+        "threads": 2,
+        "ours": processes(ours, 0.0),
+        "torch": processes((1.0, 1.2, 0.9), 480.0),
+    }
+
+
+def test_a_slow_process_misses_the_goal_whatever_the_median() -> None:
+    noise = fresh_processes.NOISE
+    fast, slow = fresh_row(0.5, 0.5, 1 + noise), fresh_row(0.5, 0.5, 1.01 + noise)
+    assert fresh_processes.is_met(fast)
+    assert not fresh_processes.is_met(slow)
+    other = fresh_row(2.0, allocator="jemalloc")
+    head, _, line = fresh_processes.table([slow, other], "pipe").splitlines()
+    assert [cell.strip() for cell in head.split("|")[4:6]] == ["glibc", "jemalloc"]
+    cells = [cell.strip() for cell in line.split("|")[1:6]]
+    assert cells[:3] == ["pair", "256 Ki", "2"]
+    assert cells[3:] == ["2.00, 2 of 3, 0 / 480", "0.50, 0 of 1, 0 / 480"]
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(0.5, 0), (1.5, 1)])
+def test_fresh_processes_are_kept_by_allocator_and_judged(
+    seconds: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fresh_processes, "RECORD", tmp_path / "fresh_processes.json")
+
+    def measured(allocator: str, processes: int) -> list[fresh_processes.Row]:
+        return [fresh_row(*[seconds] * processes, allocator=allocator)]
+
+    monkeypatch.setattr(fresh_processes, "measure", measured)
+    assert fresh_processes.main(["--allocators", "mimalloc", "--processes", "2"]) == status
+    assert fresh_processes.main(["--processes", "3"]) == status
+    filled = figures.fill("<!-- figures:begin fresh-processes -->\n<!-- figures:end -->\n", [])
+    assert filled.index("glibc") < filled.index("mimalloc")
+    assert filled.index("of 3, 0 / 480") < filled.index("of 2, 0 / 480")
+
+
+@pytest.mark.parametrize("work", fresh_processes.WORKS)
+@pytest.mark.parametrize("side", ["ours", "torch"])
+def test_a_work_alone_in_a_process(side: str, work: str) -> None:
+    row = {"allocator": "glibc", "work": work, "elements": 64, "threads": 1}
+    found = fresh_processes._in_a_process(row, side)
+    assert found["seconds"] > 0
+    assert found["page_faults"] >= 0
+
+
+def test_an_allocator_that_is_not_there_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fresh_processes.ALLOCATORS, "jemalloc", "libof_nobody.so")
+    row = {"allocator": "jemalloc", "work": "pair", "elements": 64, "threads": 1}
+    with pytest.raises(RuntimeError, match="libof_nobody"):
+        fresh_processes._in_a_process(row, "torch")
+
+
+def test_torch_is_alone_in_its_process() -> None:
+    program = "import sys; from bench import alone; alone.call_of('torch', 'pair', 9)();"
+    program += "sys.exit('fused_sigmoid' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=fresh_processes.ROOT, check=True)
+
+
+def test_calls_are_warmed_up_then_counted() -> None:
+    calls: list[None] = []
+    alone.measure(lambda: calls.append(None))
+    assert len(calls) > alone.WARM_UP_CALLS + alone.LEAST_CALLS
