@@ -66,14 +66,14 @@ def explanation(folder: Path, torch_version: str) -> str:
     build = f"{sys.executable} -m pip install --no-build-isolation -e {source}"
     # A folder of sources that stands before site-packages on the path, as the current one does.
     packages = [str(Path(entry, str(__package__))) for entry in sys.path]
-    installed = PathFinder.find_spec(_name(torch_version), packages)
-    other = Path(installed.origin).parent if installed and installed.origin else folder
-    # The same where it is there and does not load.
-    if not other.samefile(folder):
+    name = _name(torch_version)
+    installed = PathFinder.find_spec(name, packages)
+    if installed and installed.origin and PathFinder.find_spec(name, [str(folder)]) is None:
         return (
             f"the C++ extension of fused_sigmoid is not in {folder}, the sources that hide the "
-            f"installed package in {other}. Run Python in another folder (from Python 3.11 on, "
-            f"python -P leaves out the current one), or build it in place with: {build}"
+            f"installed package in {Path(installed.origin).parent}. Run Python in another folder "
+            "(from Python 3.11 on, python -P leaves out the current one), or build it in place "
+            f"with: {build}"
         )
     found = sorted(path.name for path in folder.glob("_C_torch_*.so"))
     reason = f"is not built for {wanted}; built: {', '.join(found)}" if found else "is not built"
