@@ -43,9 +43,10 @@ sanitize: $(VENV)/.environment ## the kernels under address, undefined-behaviour
 # Long runs, which leave their figures for docs/reliability.md. The fuzz target needs clang.
 RELIABILITY := docs/figures/reliability.json
 EXECUTIONS ?= 10000000
-fuzz: build ## kernels under libFuzzer, the Python face under hypothesis; a quarter of an hour
+fuzz: build ## kernels under libFuzzer, the Python face by hypothesis and programs; 45 minutes
 	$(BIN)/python -m tests.native.run fuzz --executions $(EXECUTIONS) --record $(RELIABILITY)
 	$(BIN)/python -m tests.native.run properties --record $(RELIABILITY)
+	$(BIN)/python -m tests.fuzz_programs --record $(RELIABILITY)
 
 load: build ## threads, calls and training steps for a quarter of an hour, results checked
 	$(BIN)/python -m tests.load --record $(RELIABILITY)

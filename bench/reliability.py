@@ -99,6 +99,17 @@ def fuzzing(document: dict[str, Any]) -> str:
                 _duration(found["seconds"]),
             )
         )
+    if "programs" in document:
+        for name, found in document["programs"]["figures"].items():
+            lines.append(
+                (
+                    f"programs, {name}",
+                    f"{found['programs']:,} programs, {found['runs']:,} runs compared",
+                    f"{found['compared']:,} values and gradients; torch refuses"
+                    f" {found.get('refused by torch', 0):,} runs",
+                    _duration(found["seconds"]),
+                )
+            )
     return _plain(lines, ("fuzzer", "ran", "reached", "took"))
 
 

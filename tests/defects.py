@@ -48,6 +48,16 @@ LOOPS = "csrc/cpu/loops.h"
 SHARES = "csrc/cpu/shares.h"
 TAIL = "const size_t bytes = static_cast<size_t>(count - offset) * sizeof(T);"
 FAILED_TEST = r"FAILED (tests/\S+)"
+PROGRAMS = ("pytest", "-q", "-x", "tests/test_fuzz_programs.py", "-k")
+IN_PLACE = (*PROGRAMS, "programs_that_change")
+CHECKPOINTS = (*PROGRAMS, "programs_with_checkpoints")
+COMPILED = (*PROGRAMS, "compiled_programs")
+COMPILED_SAVES = """\
+        return composed_sigmoid(input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0].clone())"""
 
 DEFECTS = (
     Defect(
@@ -119,6 +129,21 @@ DEFECTS = (
         *("every tensor is taken for a contiguous one", "csrc/cpu.cpp"),
         *("return tensor.is_non_overlapping_and_dense() && ", "return "),
         *(("pytest", "-q", "-x", "tests/test_properties.py"), FAILED_TEST, True),
+    ),
+    Defect(
+        *("a kept tensor that was changed is taken for an unchanged one", "csrc/autograd.cpp"),
+        *("return *this && counter_.current_version() == version_;", "return bool(*this);"),
+        *(IN_PLACE, FAILED_TEST, True),
+    ),
+    Defect(
+        *("another tensor is kept under a mode", "csrc/autograd.cpp"),
+        *("!input.is_cpu() || !is_plain_kind(input)", "!input.is_cpu() || !is_plain(input)"),
+        *(CHECKPOINTS, FAILED_TEST, True),
+    ),
+    Defect(
+        *("compiled, the input is kept and not a copy", "fused_sigmoid/formula.py"),
+        *(COMPILED_SAVES, COMPILED_SAVES.replace("inputs[0].clone()", "inputs[0]")),
+        *(COMPILED, FAILED_TEST),
     ),
     Defect(
         *("a reference that a call never gives back", "csrc/python.cpp"),
