@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests import load
+from tests import fuzz_programs, load
 from tests.native import run
 
 pytest.importorskip("tabulate")
@@ -38,6 +38,9 @@ def test_page_holds_the_recorded_figures() -> None:
 def test_the_recorded_runs_are_full(figures: dict[str, Any]) -> None:
     assert figures["fuzz"]["figures"]["kernel_executions"] >= 10**7
     assert set(figures["sanitize"]["figures"]) == set(run.SANITIZE)
+    for name, found in figures["programs"]["figures"].items():
+        assert found["failures"] == 0
+        assert name in fuzz_programs.COMPILED or found["programs"] >= 10**4
     long = figures["load"]["figures"]
     assert (long["threads"]["threads"], long["threads"]["wrong"]) == (16, 0)
     assert long["threads"]["seconds"] >= 600
