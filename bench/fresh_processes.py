@@ -36,7 +36,8 @@ ALLOCATORS = {
     "tcmalloc": "libtcmalloc_minimal.so.4",
     "mimalloc": "libmimalloc.so.2",
 }
-# Medians of torch's own processes of one row lie within this of theirs.
+# A process of ours that takes this much longer than the median of torch's is not slower: processes
+# of one side differ by as much.
 NOISE = 0.05
 
 Row = dict[str, Any]

@@ -358,9 +358,6 @@ def write(seed: int, backend: str | None = None) -> Program:
         body = [*lines, "def between():", *(f"    {line}" for line in between)]
         body += ["def later():", *(f"    {line}" for line in later)]
         body.append(f"return [{results}], between, later")
-    if writer.is_input_program and chosen in ("identity", "save_on_cpu"):
-        # Nobody looks at the version of what such hooks keep, which is the input itself.
-        chosen = "clone"
     text = "\n".join(["def program(a, b, p):", *(f"    {line}" for line in body)])
     rows = (generator.choice(FEW_ROWS), generator.choice(MANY_ROWS))
     if generator.random() < 0.002 and not is_inline:
