@@ -8,6 +8,7 @@
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -62,9 +63,14 @@ Keeps kept_in_place(const at::Tensor& input) {
   return {!copies, copies, true};
 }
 
-bool recorded(const at::Tensor& a) { return at::GradMode::is_enabled() && a.requires_grad(); }
+// In inference mode, and below autograd, nothing is recorded even where gradients were enabled.
+bool records() {
+  return at::GradMode::is_enabled() &&
+         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradFunctionality);
+}
+bool recorded(const at::Tensor& a) { return a.requires_grad() && records(); }
 bool recorded(const at::Tensor& a, const at::Tensor& b) {
-  return at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
+  return (a.requires_grad() || b.requires_grad()) && records();
 }
 
 bool for_kernels(const at::Tensor& tensor) {
@@ -160,26 +166,36 @@ class Kept {
   Kept(const at::Tensor& tensor, bool is_output, bool is_in_place_on_view = false)
       : variable(tensor, is_output, is_in_place_on_view),
         counter_(torch::autograd::impl::version_counter(tensor)),
-        version_(counter_.current_version()) {}
+        version_(counter_.current_version()),
+        bytes_(is_plain_kind(tensor) ? tensor.storage().nbytes() : 0) {}
 
   // Whether it was kept.
   explicit operator bool() const { return counter_.enabled(); }
 
-  // Whether nobody has written to it since, as far as versions tell. A SavedVariable says so only
-  // when it is unpacked, by an error, and nothing where hooks have packed it.
-  bool is_unchanged() const { return *this && counter_.current_version() == version_; }
+  // Whether nobody has written to it since, as far as versions tell, nor freed its memory. A
+  // SavedVariable says so only when it is unpacked, by an error, and nothing where hooks have
+  // packed it.
+  bool is_unchanged() const {
+    if (!*this || counter_.current_version() != version_) return false;
+    const auto tensor = original();
+    return bytes_ == 0 || !tensor.defined() || tensor.storage().nbytes() >= bytes_;
+  }
 
   // Whether it still has the history that it was kept with, which detach_() takes from it.
   bool has_history() const {
-    const auto tensor = variable.get_raw_data();  // none where hooks have packed it, history too
-    return !tensor.has_value() || !tensor->defined() || tensor->requires_grad();
+    const auto tensor = original();
+    return !tensor.defined() || tensor.requires_grad();
   }
 
   SavedVariable variable;
 
  private:
+  // Undefined where hooks have packed it, history and all.
+  at::Tensor original() const { return variable.get_raw_data().value_or(at::Tensor()); }
+
   c10::VariableVersion counter_{c10::VariableVersion::DISABLED};
   uint32_t version_ = 0;
+  size_t bytes_ = 0;
 };
 
 // What a gradient is computed from. What is undefined is not needed.
@@ -225,8 +241,10 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
   at::Tensor value_tangent, derivative_tangent;
   if (tangent.defined()) {
     const Source primal = {{}, input._fw_primal(/*level=*/0), {}};
-    value_tangent = first_product(tangent, primal);
-    if (with_derivative) derivative_tangent = second_product(tangent, primal);
+    // What is kept for a gradient of the tangent must not be overwritten by the value's.
+    const at::Tensor along = in_place ? tangent.clone() : tangent;
+    value_tangent = first_product(along, primal);
+    if (with_derivative) derivative_tangent = second_product(along, primal);
   }
   Results results;
   if (is_composed(input)) {
@@ -295,7 +313,6 @@ class SigmoidNode : public torch::autograd::Node {
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
     if (keeps.input) node->input_ = Kept(input, /*is_output=*/false);
     if (keeps.output) node->output_ = Kept(results.value, /*is_output=*/true);
-    node->runs_once_ = true;
     return results.value;
   }
 
@@ -429,13 +446,17 @@ class SigmoidNode : public torch::autograd::Node {
 
   // Whether the gradient may take the memory of the kept derivative: nothing else holds it, and
   // this node runs no more. One allocation, and one tensor in the cache, less.
-  bool takes_derivative(const at::Tensor& grad, const Source& source) const {
+  bool takes_derivative(const at::Tensor& grad, const Source& source) {
     const at::Tensor& derivative = source.derivative;
-    if (!runs_once_ || !derivative.defined() || !grad.defined() ||
-        derivative_.variable.has_hooks()) {
+    if (is_pair_ || !derivative.defined() || !grad.defined() || derivative_.variable.has_hooks()) {
       return false;
     }
     if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
+      return false;
+    }
+    // A hook may run the node as well, and in place on a view another node does.
+    if (torch::autograd::get_current_node().get() != this || !pre_hooks().empty() ||
+        !tensor_pre_hooks().empty() || !post_hooks().empty()) {
       return false;
     }
     constexpr size_t references = 2;  // the saved one and the caller's
@@ -474,8 +495,6 @@ class SigmoidNode : public torch::autograd::Node {
 
   Kept derivative_, input_, output_;
   bool is_pair_ = false;
-  // In one backward pass. In place on a view, it runs inside of another node and by itself.
-  bool runs_once_ = false;
 };
 
 }  // namespace

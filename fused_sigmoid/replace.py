@@ -157,41 +157,46 @@ def _overridden(frame: Any, saved: str) -> dict[int, str]:
     return noted
 
 
-def _saved(input: object, saved: str) -> str | None:
-    """What a sigmoid of ``input`` keeps in a block with ``saved``. None if it is torch's: a
-    checkpoint computes it again, and it was not overridden the first time."""
-    if is_dynamo_compiling() or not isinstance(input, Tensor) or not input.requires_grad:
-        return saved
-    held = _checkpoint() if torch.is_grad_enabled() else None
+def _compute(
+    ours: Callable[[str], Tensor], theirs: Callable[[Tensor], Tensor], input: Tensor, saved: str
+) -> Tensor:
+    """A sigmoid of a block with ``saved``. Where a checkpoint computes it again it is torch's, if
+    it was not overridden the first time. What keeps nothing is not noted, and may be either's."""
+    held = None if is_dynamo_compiling() else _checkpoint()
     if held is None:
-        return saved
+        return ours(saved)
     if "frame" in held:
-        _overridden(held["frame"], saved)[len(held["frame"].weak_holders)] = saved
-        return saved
+        frame = held["frame"]
+        position = len(frame.weak_holders)
+        value = ours(saved)
+        if len(frame.weak_holders) > position:
+            _overridden(frame, saved)[position] = saved
+        return value
     frame = held["target_frame_ref"]()
-    return getattr(frame, _OVERRIDDEN, {}).get(frame.recomp_counter[held["gid"]])
+    kept = getattr(frame, _OVERRIDDEN, {}).get(frame.recomp_counter[held["gid"]])
+    return theirs(input) if kept is None else ours(kept)
 
 
 def _sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str) -> Tensor:
     if out is not None:
         return functional.sigmoid(input, out=out, saved=saved)
-    kept = _saved(input, saved)
-    return torch.sigmoid(input) if kept is None else functional.sigmoid(input, saved=kept)
+    return _compute(
+        lambda saved: functional.sigmoid(input, saved=saved), torch.sigmoid, input, saved
+    )
 
 
 def _sigmoid_(input: Tensor, *, saved: str) -> Tensor:
-    if _saved(input, saved) is None:
-        return torch.sigmoid_(input)
-    return functional.sigmoid_(input)
+    return _compute(lambda _: functional.sigmoid_(input), torch.sigmoid_, input, saved)
 
 
-def _shape(input: Tensor, *, saved: str) -> torch.Size:
-    # A checkpoint looks at the shape of what is kept by a compiled function as well, whose sigmoids
-    # do not come by here: what was compiled in the block is to be computed again in a block.
+def _set_grad_enabled(enabled: bool, *, saved: str) -> None:
+    # A checkpoint looks at everything that is kept without recording, also by a compiled function,
+    # whose sigmoids do not come by here: what was compiled in the block is to be computed again in
+    # a block.
     held = None if is_dynamo_compiling() else _checkpoint()
     if held is not None and "frame" in held:
         _overridden(held["frame"], saved)
-    return input.shape
+    torch._C._set_grad_enabled(enabled)
 
 
 def _enter_checkpoint() -> None:
@@ -220,7 +225,7 @@ _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.nn.functional.sigmoid: _sigmoid,
     torch.sigmoid_: _sigmoid_,
     torch.Tensor.sigmoid_: _sigmoid_,
-    torch.Tensor.shape.__get__: _shape,  # type: ignore[attr-defined]
+    torch._C._set_grad_enabled: _set_grad_enabled,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

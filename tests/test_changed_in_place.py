@@ -383,6 +383,24 @@ def test_detached_in_place(size: int, dtype: torch.dtype, saved: str) -> None:
     torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("size", SIZES[:2])
+@pytest.mark.parametrize("saved", ["auto", "derivative", "input", "output"])
+def test_memory_that_was_freed(size: int, saved: str) -> None:
+    """By resizing the storage, as those do who shard or offload tensors."""
+    leaf = torch.full((size,), 2.0, requires_grad=True)
+    h = leaf * 1
+    y = sigmoid(h, saved=saved)
+    h.untyped_storage().resize_(0)
+    if saved == "input":
+        with pytest.raises(RuntimeError, match="modified"):
+            y.sum().backward()
+        return
+    y.sum().backward()
+    assert leaf.grad is not None
+    expected = oracle.rounded(oracle.derivative(oracle.exact(leaf.detach())), torch.float32)
+    torch.testing.assert_close(leaf.grad, expected)
+
+
 def test_detached_in_place_when_the_input_was_asked_for() -> None:
     leaf = torch.ones(3, requires_grad=True)
     for create_graph in (False, True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import oracle
@@ -94,6 +95,17 @@ def test_gradcheck_of_the_backward_operators(name: str) -> None:
     operands = (_leaf(2, 3), _leaf(2, 3))
     assert gradcheck(operator, operands, check_batched_grad=True)
     assert gradgradcheck(operator, operands, check_batched_grad=True)
+
+
+def test_reverse_over_forward_in_place() -> None:
+    leaf = torch.linspace(-3, 3, 5, dtype=torch.float64, requires_grad=True)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(leaf, torch.full_like(leaf, 3)) * 1
+        tangent = forward_ad.unpack_dual(sigmoid_(dual)).tangent
+        assert tangent is not None
+        (gradient,) = torch.autograd.grad(tangent.sum(), leaf)
+    expected = oracle.rounded(3 * oracle.second_derivative(oracle.exact(leaf)), torch.float64)
+    torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=0)
 
 
 def test_operators_have_a_forward_mode() -> None:
@@ -290,6 +302,45 @@ def test_memory_that_others_hold_is_not_taken(dtype: torch.dtype) -> None:
         assert torch.equal(tensor, copy)
 
 
+@pytest.mark.parametrize("hooked", ["own", "next"])
+def test_a_hook_that_runs_the_node_leaves_it_usable(hooked: str) -> None:
+    leaf = _float32_leaf(4)
+    output = sigmoid(leaf, saved="derivative")
+    following = output * 1
+    found: list[Tensor] = []
+
+    def hook(grad: Tensor) -> None:
+        found.append(output.grad_fn(grad))  # type: ignore[misc]
+
+    (output if hooked == "own" else following).register_hook(hook)
+    following.sum().backward()
+    assert leaf.grad is not None
+    _assert_close_to_first(found[0], leaf)
+    _assert_close_to_first(leaf.grad, leaf)
+
+
+def _assert_close_to_first(gradient: Tensor, leaf: Tensor) -> None:
+    torch.testing.assert_close(gradient, _expected(leaf), rtol=4e-7, atol=0)
+
+
+@every_saved
+@pytest.mark.parametrize("below", [torch.inference_mode, torch._C._AutoDispatchBelowAutograd])
+def test_nothing_is_recorded_where_torch_records_nothing(
+    below: Callable[[], AbstractContextManager[object]], saved: str
+) -> None:
+    leaf = _float32_leaf(4)
+    with below(), torch.enable_grad():
+        expected = torch.sigmoid(leaf)
+        results = [
+            sigmoid(leaf, saved=saved),
+            *sigmoid_with_derivative(leaf),
+            torch.ops.fused_sigmoid.sigmoid(leaf),
+        ]
+    for result in results:
+        assert result.requires_grad == expected.requires_grad
+        assert result.is_inference() == expected.is_inference()
+
+
 @every_saved
 def test_every_backward_of_a_kept_graph_gives_the_same(saved: str) -> None:
     input = _float32_leaf(40, 5)
@@ -324,8 +375,7 @@ def test_a_backward_that_was_broken_off_is_not_repeated_with_spent_memory() -> N
     def break_off(*_: object) -> None:
         raise ValueError("broken off")
 
-    assert output.grad_fn is not None
-    hook = output.grad_fn.register_hook(break_off)
+    hook = input.register_hook(break_off)
     with pytest.raises(ValueError, match="broken off"):
         output.sum().backward()
     hook.remove()

@@ -1085,6 +1085,17 @@ def test_sigmoids_inside_and_outside_of_a_block_in_a_checkpoint() -> None:
         torch.testing.assert_close(_checkpointed(mixed), 5 * ours, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("check", ["default", "none"])
+def test_a_checkpoint_of_a_transform_in_a_block(check: str) -> None:
+    """Inside of vmap no tensor says that it requires a gradient."""
+
+    def mapped(x: Tensor) -> Tensor:
+        return torch.vmap(torch.sigmoid)(x * 1) * 1
+
+    with override():
+        assert is_exact(_checkpointed(mapped, determinism_check=check))
+
+
 def test_nested_checkpoints_in_a_block() -> None:
     def inner(x: Tensor) -> Tensor:
         return checkpoint(CHECKPOINTED["out of place"], x, use_reentrant=False)
@@ -1124,6 +1135,9 @@ def test_a_compiled_function_in_a_checkpoint_is_not_mixed(check: str) -> None:
     compiled = torch.compile(lambda x: torch.sigmoid(x * 1) * 1, backend="aot_eager")
     with override():
         assert is_exact(_checkpointed(compiled, determinism_check=check))
+        # Nothing of torch is called by Python code but for what is compiled.
+        alone = torch.compile(torch.sigmoid, backend="aot_eager")
+        assert is_exact(_checkpointed(alone, determinism_check=check))
     contexts = (contextlib.nullcontext(), override())
     with pytest.raises(CheckpointError, match="fused_sigmoid"):
         _checkpointed(compiled, context_fn=lambda: contexts, determinism_check=check)
