@@ -191,10 +191,10 @@ def _is_plain() -> bool:
 def _is_eager() -> bool:
     """Whether the extension's node serves: it composes the value of ATen operations where a
     dispatch mode or a subclass has to see them, and keeps the same as it does without."""
-    return not (is_compiling() or torch.jit.is_tracing() or _transforms())  # type: ignore[attr-defined]
+    return not (is_compiling() or torch.jit.is_tracing() or transforms())  # type: ignore[attr-defined]
 
 
-def _transforms() -> list[Any]:
+def transforms() -> list[Any]:
     """The types of the active ``torch.func`` transforms, the outermost first."""
     return [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
 
@@ -205,7 +205,7 @@ def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
     if is_compiling():
         return compiled.apply(input)
     # An autograd Function cannot go through two levels of ``jvp``, or ``functionalize``.
-    types, active = torch._C._functorch.TransformType, _transforms()
+    types, active = torch._C._functorch.TransformType, transforms()
     if active.count(types.Jvp) > 1 or types.Functionalize in active:
         return transformable.composed(input)
     # Of a copy, since the input may be changed in place before the backward pass.

@@ -122,7 +122,7 @@ def _modules(model: nn.Module) -> list[nn.Module]:
 # sigmoids keep different tensors of one shape: with torch's in place of ours an output would be
 # taken for an input or a derivative. So a sigmoid is computed again by the one that computed it the
 # first time. What a checkpoint knows of its two computations is its frame, where each sigmoid that
-# was overridden is noted, by how many tensors were kept before it.
+# was overridden is noted.
 _OVERRIDDEN = "overridden_by_fused_sigmoid"
 _ENTERED = "entered_by_fused_sigmoid"
 
@@ -148,12 +148,17 @@ def _checkpoint() -> dict[str, Any] | None:
     )
 
 
-def _overridden(frame: Any, saved: str) -> dict[int, str]:
-    """What each overridden sigmoid of the checkpoint keeps, by its position."""
+# How many tensors were kept before a sigmoid, and whether it keeps any: one that does not may stand
+# at the position of one that does.
+_Position = tuple[int, bool]
+
+
+def _overridden(frame: Any, saved: str) -> dict[_Position, str]:
+    """What each overridden sigmoid of the checkpoint keeps."""
     if not hasattr(frame, _OVERRIDDEN):
         setattr(frame, _OVERRIDDEN, {})
         frame.recompute_fn = override(saved=saved)(frame.recompute_fn)
-    noted: dict[int, str] = getattr(frame, _OVERRIDDEN)
+    noted: dict[_Position, str] = getattr(frame, _OVERRIDDEN)
     return noted
 
 
@@ -161,7 +166,7 @@ def _compute(
     ours: Callable[[str], Tensor], theirs: Callable[[Tensor], Tensor], input: Tensor, saved: str
 ) -> Tensor:
     """A sigmoid of a block with ``saved``. Where a checkpoint computes it again it is torch's, if
-    it was not overridden the first time. What keeps nothing is not noted, and may be either's."""
+    it was not overridden the first time."""
     held = None if is_dynamo_compiling() else _checkpoint()
     if held is None:
         return ours(saved)
@@ -169,11 +174,13 @@ def _compute(
         frame = held["frame"]
         position = len(frame.weak_holders)
         value = ours(saved)
-        if len(frame.weak_holders) > position:
-            _overridden(frame, saved)[position] = saved
+        _overridden(frame, saved)[position, len(frame.weak_holders) > position] = saved
         return value
     frame = held["target_frame_ref"]()
-    kept = getattr(frame, _OVERRIDDEN, {}).get(frame.recomp_counter[held["gid"]])
+    # Tensors of a transform do not say whether they require a gradient.
+    keeps = torch.is_grad_enabled() and (input.requires_grad or bool(functional.transforms()))
+    position = frame.recomp_counter[held["gid"]]
+    kept = getattr(frame, _OVERRIDDEN, {}).get((position, keeps))
     return theirs(input) if kept is None else ours(kept)
 
 
