@@ -167,7 +167,7 @@ class Kept {
       : variable(tensor, is_output, is_in_place_on_view),
         counter_(torch::autograd::impl::version_counter(tensor)),
         version_(counter_.current_version()),
-        bytes_(is_plain_kind(tensor) ? tensor.storage().nbytes() : 0) {}
+        bytes_(!is_output && is_plain_kind(tensor) ? tensor.storage().nbytes() : 0) {}
 
   // Whether it was kept.
   explicit operator bool() const { return counter_.enabled(); }
@@ -177,21 +177,24 @@ class Kept {
   // packed it.
   bool is_unchanged() const {
     if (!*this || counter_.current_version() != version_) return false;
-    const auto tensor = original();
-    return bytes_ == 0 || !tensor.defined() || tensor.storage().nbytes() >= bytes_;
+    if (bytes_ == 0) return true;
+    const auto tensor = variable.get_raw_data();
+    return !is_at_hand(tensor) || tensor->storage().nbytes() >= bytes_;
   }
 
   // Whether it still has the history that it was kept with, which detach_() takes from it.
   bool has_history() const {
-    const auto tensor = original();
-    return !tensor.defined() || tensor.requires_grad();
+    const auto tensor = variable.get_raw_data();
+    return !is_at_hand(tensor) || tensor->requires_grad();
   }
 
   SavedVariable variable;
 
  private:
-  // Undefined where hooks have packed it, history and all.
-  at::Tensor original() const { return variable.get_raw_data().value_or(at::Tensor()); }
+  // It is not where hooks have packed it, history and all, and where it was given back.
+  static bool is_at_hand(const std::optional<at::Tensor>& tensor) {
+    return tensor.has_value() && tensor->defined();
+  }
 
   c10::VariableVersion counter_{c10::VariableVersion::DISABLED};
   uint32_t version_ = 0;
@@ -237,7 +240,7 @@ struct Results {
 };
 
 Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
-  const at::Tensor tangent = input._fw_grad(/*level=*/0);
+  const at::Tensor& tangent = input._fw_grad(/*level=*/0);
   at::Tensor value_tangent, derivative_tangent;
   if (tangent.defined()) {
     const Source primal = {{}, input._fw_primal(/*level=*/0), {}};
@@ -273,7 +276,10 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
     }
   }
   if (tangent.defined()) {
-    if (in_place) value_tangent = tangent.copy_(value_tangent);
+    if (in_place) {
+      const at::Tensor own = tangent;
+      value_tangent = own.copy_(value_tangent);
+    }
     results.value._set_fw_grad(value_tangent, /*level=*/0, in_place);
     if (with_derivative) {
       results.derivative._set_fw_grad(derivative_tangent, /*level=*/0, /*is_inplace_op=*/false);
@@ -308,12 +314,12 @@ class SigmoidNode : public torch::autograd::Node {
   static at::Tensor apply_to(const at::Tensor& input, Saved saved) {
     const auto node = make_node<SigmoidNode>(input);
     const Keeps keeps = kept_for(saved, input);
-    const Results results = compute(input, keeps.derivative, /*in_place=*/false);
+    Results results = compute(input, keeps.derivative, /*in_place=*/false);
     torch::autograd::set_history(results.value, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
     if (keeps.input) node->input_ = Kept(input, /*is_output=*/false);
     if (keeps.output) node->output_ = Kept(results.value, /*is_output=*/true);
-    return results.value;
+    return std::move(results.value);
   }
 
   static void apply_in_place(const at::Tensor& input) {
@@ -502,8 +508,8 @@ class SigmoidNode : public torch::autograd::Node {
 bool is_followed(const at::Tensor& input) { return recorded(input) || has_forward_gradient(input); }
 
 at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
-  if (!is_followed(input)) return dispatched::sigmoid(input);
   if (recorded(input)) return SigmoidNode::apply_to(input, saved);
+  if (!has_forward_gradient(input)) return dispatched::sigmoid(input);
   return compute(input, /*with_derivative=*/false, /*in_place=*/false).value;
 }
 
@@ -527,8 +533,8 @@ void sigmoid_out(const at::Tensor& input, at::Tensor out) {
 }
 
 std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& input) {
-  if (!is_followed(input)) return dispatched::sigmoid_with_derivative(input);
   if (recorded(input)) return SigmoidNode::apply_to_pair(input);
+  if (!has_forward_gradient(input)) return dispatched::sigmoid_with_derivative(input);
   const Results results = compute(input, /*with_derivative=*/true, /*in_place=*/false);
   return {results.value, results.derivative};
 }
