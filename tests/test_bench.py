@@ -510,7 +510,10 @@ def test_blocks_of_a_page_are_rewritten_and_a_stale_one_is_noticed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ("sped", "no table 'sped'; accepted are machine, instructions, override, speed, roofline"),
+        (
+            "sped",
+            "no table 'sped'; accepted are machine, fresh-processes, instructions, override",
+        ),
         ("speed colour=red", "'colour=red' is no filter; accepted are device=VALUE"),
         ("speed dtype=float64", "no row of the results matches"),
     ],

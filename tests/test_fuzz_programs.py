@@ -3,6 +3,7 @@ that they see what they are for."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,17 @@ def _one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _logger_of_torch() -> Any:
+    """Checkpoints with debug=True leave torch's logger of operations on, which pytest's handler
+    takes for messages with arguments to fill in."""
+    logger = logging.getLogger("LoggingTensor")
+    before = logger.level, logger.propagate
+    yield
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
 
 
 def _check(found: fuzz_programs.Found) -> None:
