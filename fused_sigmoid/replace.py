@@ -129,7 +129,9 @@ _ENTERED = "entered_by_fused_sigmoid"
 
 def _checkpoint() -> dict[str, Any] | None:
     """What the running checkpoint's function that packs tensors holds: in the first computation its
-    ``frame``, in the second a reference to that. None outside of checkpoints."""
+    ``frame``, in the second a reference to that. None outside of checkpoints, and for Dynamo."""
+    if is_dynamo_compiling():
+        return None
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if hooks is None or getattr(hooks[0], "__module__", "") != checkpoint.__name__:
         return None
@@ -167,7 +169,7 @@ def _compute(
 ) -> Tensor:
     """A sigmoid of a block with ``saved``. Where a checkpoint computes it again it is torch's, if
     it was not overridden the first time."""
-    held = None if is_dynamo_compiling() else _checkpoint()
+    held = _checkpoint()
     if held is None:
         return ours(saved)
     if "frame" in held:
@@ -200,7 +202,7 @@ def _set_grad_enabled(enabled: bool, *, saved: str) -> None:
     # A checkpoint looks at everything that is kept without recording, also by a compiled function,
     # whose sigmoids do not come by here: what was compiled in the block is to be computed again in
     # a block.
-    held = None if is_dynamo_compiling() else _checkpoint()
+    held = _checkpoint()
     if held is not None and "frame" in held:
         _overridden(held["frame"], saved)
     torch._C._set_grad_enabled(enabled)
@@ -209,7 +211,7 @@ def _set_grad_enabled(enabled: bool, *, saved: str) -> None:
 def _enter_checkpoint() -> None:
     """Notes that a block begins in the first computation, so that one may in the second. In that
     alone, a compiled function would be compiled with the sigmoid that it did not have."""
-    held = None if is_dynamo_compiling() else _checkpoint()
+    held = _checkpoint()
     if held is None:
         return
     if "frame" in held:
