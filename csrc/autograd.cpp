@@ -328,7 +328,7 @@ class SigmoidNode : public torch::autograd::Node {
     // The copy has the history that the input is about to lose.
     const at::Tensor copy = keeps.input ? input.clone() : at::Tensor();
     const Results results = compute(input, keeps.derivative, /*in_place=*/true);
-    torch::autograd::increment_version(input);
+    count_write(input);
     torch::autograd::rebase_history(input, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
     if (keeps.input) node->input_ = Kept(copy, /*is_output=*/false);
