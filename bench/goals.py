@@ -88,9 +88,13 @@ def _eager_latency(*goal: Any) -> Goal:
 
 
 # On an H100. Of what moves 64 MiB and more in each tensor a copy is the limit; torch's own sigmoid
-# is near it too, so that a training step can only be as fast.
+# is near it too, so that a training step can only be as fast, and what torch.compile makes moves
+# the same bytes as ours.
 LARGE = {"float32": 16 * MI, "bfloat16": 32 * MI, "float16": 32 * MI, "float64": 8 * MI}
+# Latency first: what is cheap is not to fall to a time limit.
 GPU_GOALS = (
+    _eager_latency("forward-fresh", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
+    _eager_latency("training", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
     *(
         _on_device(work, (dtype,), (LARGE[dtype], 256 * MI), COPY, 0.95)
         for work in ("forward", "pair", "backward")
@@ -98,7 +102,7 @@ GPU_GOALS = (
     ),
     *(_on_device("pair", (d,), (LARGE[d],), "torch", 2.2) for d in ("float32", *HALVES)),
     *(
-        _on_device(work, (dtype,), (LARGE[dtype],), "torch.compile", 1.0)
+        _on_device(work, (dtype,), (LARGE[dtype],), "torch.compile", 0.98)
         for work in ("pair", "training")
         for dtype in ("float32", *HALVES)
     ),
@@ -107,8 +111,6 @@ GPU_GOALS = (
         for size in (KI, 64 * KI, MI, 16 * MI, 256 * MI)
     ),
     _on_device("forward-fresh", ("float64",), (LARGE["float64"],), "torch", 0.98),
-    _eager_latency("forward-fresh", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
-    _eager_latency("training", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
 )
 
 

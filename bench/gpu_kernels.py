@@ -1,13 +1,17 @@
 """Runs every GPU kernel by every way of launching it, at sizes around a block's, on aligned and
-unaligned memory, and compares the bits with the CPU's: ``python -m bench.gpu_kernels``.
+unaligned memory, and compares the bits with the CPU's. What a memory checker is run on, which is
+slow, so that a difference is printed when it is found.
 
-What a memory checker is run on. Depends on the package and Triton.
+    python -m bench.gpu_kernels [--dtypes float32 ...] [--sizes 1 1023 ...]
+
+Depends on the package and Triton.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -15,7 +19,12 @@ UNARY = ("sigmoid", "sigmoid_with_derivative")
 BINARY = ("sigmoid_backward", "sigmoid_backward_from_output", "sigmoid_backward_from_derivative")
 # Each with whether one number is the whole gradient.
 CALLS = (*((name, False) for name in (*UNARY, *BINARY)), *((name, True) for name in BINARY))
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 SIZES = (1, 2, 1023, 1024, 1025, 4096, 100_003)
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -35,26 +44,25 @@ def on_gpu(tensor: torch.Tensor, offset: int) -> torch.Tensor:
     return memory[offset:]
 
 
-def differences() -> Iterator[str]:
+def differences(dtype: torch.dtype, sizes: Sequence[int] = SIZES) -> Iterator[str]:
     """Each result that differs from the CPU's: in its bits, or in float64 by over 8 of its eps."""
-    for dtype in DTYPES:
-        for size in SIZES:
-            for offset in (0, 1):
-                pair = operands(dtype, size, offset)
-                for name, one in CALLS:
-                    operator = getattr(torch.ops.fused_sigmoid, name)
-                    given = pair[1:] if name in UNARY else pair
-                    moved = tuple(on_gpu(tensor, offset) for tensor in given)
-                    if one:
-                        given, moved = (
-                            (grad[:1].expand(size), input) for grad, input in (given, moved)
-                        )
-                    expected = operator(*given)
-                    for launch in ("first", "later"):
-                        got = operator(*moved)
-                        if not same(got, expected):
-                            what = f"{name}, one gradient" if one else name
-                            yield f"{what}, {dtype}, {size} elements from {offset}: {launch} launch"
+    for size in sizes:
+        for offset in (0, 1):
+            pair = operands(dtype, size, offset)
+            for name, one in CALLS:
+                operator = getattr(torch.ops.fused_sigmoid, name)
+                given = pair[1:] if name in UNARY else pair
+                moved = tuple(on_gpu(tensor, offset) for tensor in given)
+                if one:
+                    given, moved = (
+                        (grad[:1].expand(size), input) for grad, input in (given, moved)
+                    )
+                expected = operator(*given)
+                for launch in ("first", "later"):
+                    got = operator(*moved)
+                    if not same(got, expected):
+                        what = f"{name}, one gradient" if one else name
+                        yield f"{what}, {dtype}, {size} elements from {offset}: {launch} launch"
 
 
 def same(got: object, expected: object) -> bool:
@@ -70,17 +78,25 @@ def same(got: object, expected: object) -> bool:
     return torch.equal(back.view(bits), expected.view(bits))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_kernels")
+    parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=tuple(DTYPES))
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("torch sees no CUDA device", file=sys.stderr)
         return 2
     import fused_sigmoid  # noqa: F401
     from fused_sigmoid._extension import extension
 
-    found = list(differences())
-    for line in found:
-        print(f"differs from the CPU: {line}")
-    print(f"{extension.gpu_launches()} launches by the extension, {len(found)} differences")
+    found = 0
+    for name in chosen.dtypes:
+        for difference in differences(DTYPES[name], chosen.sizes):
+            found += 1
+            print(f"differs from the CPU: {difference}", flush=True)
+        launches = extension.gpu_launches()
+        print(f"{name}: {launches} launches by the extension so far", flush=True)
+    print(f"{found} differences")
     return 1 if found or not extension.gpu_launches() else 0
 
 

@@ -1,136 +1,163 @@
 #!/usr/bin/env bash
-# Everything that a machine with a GPU can say about the library, in one folder and nine minutes:
+# One visit to a machine with a GPU, which may end at any moment:
 #
-#     bench/gpu_report.sh [--short] [FOLDER]         default: $OUT, or ./gpu-report
+#     bench/gpu_report.sh first|second [SECONDS]       default: 240, 350
 #
-# Each part has its own time, and the others go on when one fails; the summary names them all. No
-# network is needed. PYTHON names the interpreter, which has torch, Triton, pip and setuptools.
-# With --short nothing is built, and a minute has to do: a try of the script itself.
+# first:  does it build and work there, and which variant of the kernels is the fastest?
+# second: every goal, the errors over all numbers, a grid of sizes, counters, a memory checker.
+#
+# The results go to $OUT, or ./gpu-report: summary.txt, report.tar.gz with every log, packed anew
+# after each part, what was built, and the results as JSON. The parts go by their worth, each within
+# its own time, the rest of SECONDS at the most; one that fails stops no other. The ends of their
+# output are printed. No network is needed. PYTHON names the interpreter, which has torch, Triton,
+# setuptools and what the tests and the bench need; SOURCE_COMMIT the commit where there is no .git.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
-short=
-if [ "${1:-}" = --short ]; then short=1; shift; fi
-folder=${1:-${OUT:-gpu-report}}
+visit=${1:-}
+case $visit in
+  first) seconds=${2:-240} ;;
+  second) seconds=${2:-350} ;;
+  *) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
+results=${OUT:-gpu-report}
+mkdir -p "$results" || exit 2
+results=$(cd "$results" && pwd)
+work=$(mktemp -d "${TMPDIR:-/tmp}/gpu.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+logs=$work/logs
+mkdir "$logs"
 python=${PYTHON:-python3}
-seconds_in_all=525
-[ -n "$short" ] && seconds_in_all=60
-mkdir -p "$folder/parts" || exit 2
-folder=$(cd "$folder" && pwd)
-parts=$folder/parts
-summary=$folder/summary.txt
-: >"$summary"
+# Ninja lies beside the interpreter.
+PATH=$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH
+export PATH python logs PYTHONUNBUFFERED=1
+export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
 failed=0
-export PYTHONUNBUFFERED=1
+: >"$results/summary.txt"
 
-say() { echo "$*" | tee -a "$summary"; }
+say() { echo "$*" | tee -a "$results/summary.txt"; }
 
-# part NAME SECONDS COMMAND...: its output goes to parts/NAME.log, a line to the summary.
+pack() {
+  tar -C "$work" -czf "$work/report.tar.gz" logs && cp "$work/report.tar.gz" "$results/"
+  for file in variants.json goals/goals.json check-full.json grid/result.json by-triton/result.json; do
+    [ -f "$logs/$file" ] && cp "$logs/$file" "$results/$(echo "$file" | sed 's,/result,,; s,/goals,,')"
+  done
+}
+
+# part NAME SECONDS LINES COMMAND...: the last LINES of its output are printed.
 part() {
-  local name=$1 budget=$2 left=$((seconds_in_all - SECONDS)) start=$SECONDS code
-  shift 2
-  if [ "$left" -lt 5 ]; then say "$(printf '%-22s skipped: no time is left' "$name")"; return; fi
-  [ "$budget" -gt "$left" ] && budget=$left
-  timeout -k 5 "$budget" "$@" >"$parts/$name.log" 2>&1
+  local name=$1 budget=$2 lines=$3 left=$((seconds - SECONDS)) start=$SECONDS code note=
+  shift 3
+  if [ "$left" -lt 8 ]; then say "$(printf '%-11s skipped: no time is left' "$name")"; return; fi
+  [ "$budget" -gt $((left - 4)) ] && budget=$((left - 4))
+  timeout -k 3 "$budget" "$@" >"$logs/$name.log" 2>&1
   code=$?
-  local note=
   [ "$code" = 124 ] || [ "$code" = 137 ] && note=", stopped after its $budget s"
   [ "$code" = 0 ] || failed=1
-  say "$(printf '%-22s rc %-3s %4s s%s' "$name" "$code" "$((SECONDS - start))" "$note")"
+  say "$(printf '%-11s rc %-3s %4s s, at %s s%s' "$name" "$code" "$((SECONDS - start))" "$SECONDS" "$note")"
+  tail -n "$lines" "$logs/$name.log" | cut -c1-180
+  pack
 }
 
-skip() { say "$(printf '%-22s skipped: %s' "$1" "$2")"; }
+skip() { say "$(printf '%-11s skipped: %s' "$1" "$2")"; }
 
-# missing MODULE...: the first that Python does not have, or nothing.
-missing() {
-  "$python" - "$@" <<'PYTHON'
-import importlib.util, sys
-print(next((name for name in sys.argv[1:] if importlib.util.find_spec(name) is None), ""))
-PYTHON
-}
-
-# on_gpu NAME MODULES SECONDS COMMAND...: a part that needs a GPU and the modules, else a skip.
-on_gpu() {
-  local name=$1 modules=$2 lacking
-  shift 2
-  if [ -z "$gpu" ]; then skip "$name" "torch sees no CUDA device"; return; fi
-  # shellcheck disable=SC2086
-  lacking=$(missing $modules)
-  if [ -n "$lacking" ]; then skip "$name" "Python has no $lacking"; return; fi
-  part "$name" "$@"
-}
-
-describe() {
+facts() {
   date -u +%FT%TZ
-  git log -1 --format='commit %H' 2>/dev/null
-  git status --short 2>/dev/null | head -20
   uname -srm
+  nproc
+  g++ --version | head -1
   "$python" --version
-  "$python" -m pip list 2>/dev/null | grep -iE '^(torch|triton|numpy|flag|setuptools|pytest) *'
-  nvidia-smi
-  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,mig.mode.current --format=csv
-  nvcc --version
+  "$python" - <<'PYTHON'
+from importlib.metadata import PackageNotFoundError, version
+
+for name in ("torch", "triton", "numpy", "setuptools", "pytest"):
+    try:
+        print(name, version(name))
+    except PackageNotFoundError:
+        print(name, "is missing")
+PYTHON
+  nvidia-smi --format=csv,noheader \
+    --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu
   true
 }
 
 build() {
-  "$python" -m pip install --no-build-isolation --no-deps --no-index -e . ||
-    "$python" setup.py build_ext --inplace
+  "$python" -c 'import fused_sigmoid' 2>/dev/null || "$python" setup.py -q build_ext --inplace
+  "$python" -c 'import fused_sigmoid'
 }
 
 memcheck() {
   # Without torch's cache every tensor is an allocation of its own, past whose end memcheck sees.
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
-    "$python" -m bench.gpu_kernels
+  # Its own kernels are left out. First that an access past the end would be seen: 1024 too many.
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  local check=(compute-sanitizer --tool memcheck --error-exitcode 9 --kernel-name-exclude kns=elementwise)
+  if timeout 40 "${check[@]}" "$python" - <<'PYTHON'
+import torch
+from fused_sigmoid import triton_kernels as kernels
+
+x, y = (torch.zeros(1000, device="cuda") for _ in range(2))
+kernels.SIGMOID.function[(2,)](x, y, 2024, block_size=1024, **kernels.LAUNCH_OPTIONS)
+torch.cuda.synchronize()
+PYTHON
+  then echo "the planted access past the end was NOT seen"; return 3; fi
+  echo "the planted access past the end was seen"
+  "${check[@]}" "$python" -m bench.gpu_kernels --sizes 1 1023 1025
 }
 
-export -f describe build memcheck
-export python
+counters() {
+  local wanted=gpu__time_duration.sum,dram__bytes.sum.per_second
+  wanted=$wanted,sm__inst_issued.avg.pct_of_peak_sustained_active
+  wanted=$wanted,sm__warps_active.avg.pct_of_peak_sustained_active
+  ncu --clock-control none --kernel-name-base function --kernel-name 'regex:_kernel$' \
+    --launch-count 12 --metrics "$wanted" "$python" - <<'PYTHON'
+import torch
+
+import fused_sigmoid
+
+for dtype in (torch.bfloat16, torch.float32):
+    x = (torch.randn(64 << 20, device="cuda") * 3).to(dtype)
+    for _ in range(2):
+        fused_sigmoid.sigmoid(x)
+        fused_sigmoid.sigmoid_with_derivative(x)
+        torch.ops.fused_sigmoid.sigmoid_backward(x, x)
+PYTHON
+}
+export -f facts build memcheck counters
+
 gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")' 2>/dev/null)
-say "GPU report, $(date -u +%F), ${gpu:-no GPU}"
+say "$visit visit, $(date -u +%F), ${gpu:-no GPU}"
+part facts 20 14 bash -c facts
 
-part machine 20 bash -c describe
-if [ -n "$short" ]; then skip build "--short"; else part build 150 bash -c build; fi
-part info 40 "$python" -m fused_sigmoid info
-
-on_gpu kernels "triton" 60 "$python" -m bench.gpu_kernels
-on_gpu tests "pytest triton" 90 "$python" -m pytest -q -m gpu $(grep -l 'mark\.gpu' tests/test_*.py)
-on_gpu check "numpy mpmath tabulate tqdm triton" 60 \
-  "$python" -m fused_sigmoid check --device cuda --json "$parts/check.json"
-if [ -n "$gpu" ] && ! command -v compute-sanitizer >/dev/null; then
-  skip memcheck "there is no compute-sanitizer"
-else
-  on_gpu memcheck "triton" 60 bash -c memcheck
+# Beside the build, which it does not need.
+variants=
+if [ "$visit" = first ] && [ -n "$gpu" ]; then
+  timeout -k 3 150 "$python" bench/gpu_variants.py --json "$logs/variants.json" --seconds 75 \
+    >"$logs/variants.log" 2>&1 &
+  variants=$!
 fi
+part build 130 4 bash -c build
+cp fused_sigmoid/_C_torch_*.so "$results/" 2>/dev/null
+part info 30 12 "$python" -m fused_sigmoid info
 
-# More of a row's rounds are there for the asking; these keep within the time.
-bench=("$python" -m bench --no-progress --no-pictures --row-seconds 0.25 --sample-seconds 0.0005)
-modules="tqdm tabulate matplotlib triton"
-on_gpu goals "$modules" 130 "${bench[@]}" --goals --time-limit 100 --output "$parts/goals"
-on_gpu check-full "numpy mpmath tabulate tqdm triton" 120 \
-  "$python" -m fused_sigmoid check --full --device cuda --json "$parts/check-full.json"
-on_gpu grid "$modules" 100 "${bench[@]}" --sizes 1Ki 64Ki 1Mi 4Mi 16Mi 64Mi \
-  --dtypes float32 bfloat16 --time-limit 75 --output "$parts/grid"
-on_gpu warm "$modules" 40 "${bench[@]}" --sizes 1Mi 2Mi --dtypes float32 bfloat16 \
-  --peers torch --cache warm --time-limit 25 --output "$parts/warm"
-on_gpu launched-by-triton "$modules" 30 env FUSED_SIGMOID_LAUNCH=triton "${bench[@]}" \
-  --sizes 1Ki --work forward-fresh training --dtypes float32 --peers torch --time-limit 15 \
-  --output "$parts/launched-by-triton"
-lacking=$(missing tqdm tabulate matplotlib triton)
-if [ -n "$short" ]; then
-  skip static "--short"
-elif [ -n "$lacking" ]; then
-  skip static "Python has no $lacking"
+bench=("$python" -m bench --device cuda --no-progress --no-pictures --row-seconds 0.2 --sample-seconds 0.0005)
+if [ -z "$gpu" ]; then
+  skip "the rest" "torch sees no CUDA device"
+elif [ "$visit" = first ]; then
+  wait "$variants"
+  say "$(printf '%-11s rc %-3s at %s s' variants "$?" "$SECONDS")"
+  grep -E '^bits|(forward|pair) +(bfloat16|float32)' "$logs/variants.log" | cut -c1-100
+  pack
+  part tests 90 30 "$python" -m pytest -q --maxfail=8 -p no:cacheprovider -m gpu tests/test_gpu_launch.py tests/test_gpu_bench.py tests/test_modes.py
+  part goals 75 45 "${bench[@]}" --goals --peers torch --dtypes float32 bfloat16 --time-limit 60 --output "$logs/goals"
 else
-  part static 120 "$python" -m bench --static --output "$parts"
+  part tests 60 6 "$python" -m pytest -q --maxfail=8 -p no:cacheprovider -m gpu tests/test_gpu_launch.py tests/test_gpu_bench.py tests/test_modes.py
+  part goals 130 85 "${bench[@]}" --goals --time-limit 105 --output "$logs/goals"
+  part check-full 80 8 "$python" -m fused_sigmoid check --full --device cuda --json "$logs/check-full.json"
+  part grid 50 4 "${bench[@]}" --peers torch --sizes 1Ki 64Ki 1Mi 4Mi 64Mi --dtypes float32 bfloat16 --time-limit 40 --output "$logs/grid"
+  part by-triton 20 8 env FUSED_SIGMOID_LAUNCH=triton "${bench[@]}" --peers torch --sizes 1Ki --work forward-fresh training --dtypes float32 --time-limit 10 --output "$logs/by-triton"
+  if command -v ncu >/dev/null; then part counters 50 90 bash -c counters; else skip counters "there is no ncu"; fi
+  if command -v compute-sanitizer >/dev/null; then part memcheck 90 8 bash -c memcheck; else skip memcheck "there is no compute-sanitizer"; fi
 fi
-
-# The few files that most will want at the top, everything in one archive.
-for file in "$parts"/check.json "$parts"/check-full.json "$parts"/goals/goals.json "$parts"/static.json; do
-  [ -f "$file" ] && cp "$file" "$folder/"
-done
-[ -f "$parts/grid/result.json" ] && cp "$parts/grid/result.json" "$folder/"
-(cd "$parts" && for log in *.log; do echo "==== ${log%.log}"; cat "$log"; done) >"$folder/log.txt"
-say "$SECONDS s in all; results in $folder"
-tar -C "$folder" -czf "$folder/report.tar.gz" parts summary.txt && rm -rf "$parts"
+pack
+say "$SECONDS s in all"
 exit "$failed"

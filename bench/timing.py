@@ -24,8 +24,10 @@ Call = Callable[[], Any]
 # A first pass that long is not mistaken for a short one by what it warms up.
 LONG_SAMPLES = 20
 
-# Enough captured calls that the few microseconds a graph launch costs do not show in one call.
+# Enough captured calls that the few microseconds a graph launch costs do not show in one call; for
+# large ones fewer do, and more would only take longer.
 CALLS_IN_A_GRAPH = 50
+BYTES_IN_A_GRAPH = 2e9
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,9 @@ def event_sampler(calls: Sequence[Call]) -> Sampler:
     return Sampler(seconds, len(calls))
 
 
-def graph_sampler(calls: Sequence[Call]) -> Sampler:
-    """Device time of a replayed CUDA graph: kernels without the host between them."""
+def graph_sampler(calls: Sequence[Call], bytes_moved: int) -> Sampler:
+    """Device time of a replayed CUDA graph: kernels without the host between them. ``bytes_moved``:
+    by one call."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -118,7 +121,8 @@ def graph_sampler(calls: Sequence[Call]) -> Sampler:
     torch.cuda.synchronize()
 
     graph = torch.cuda.CUDAGraph()
-    captured = max(1, math.ceil(CALLS_IN_A_GRAPH / len(calls)))
+    enough = min(CALLS_IN_A_GRAPH, math.ceil(BYTES_IN_A_GRAPH / bytes_moved))
+    captured = max(1, math.ceil(enough / len(calls)))
     with torch.cuda.graph(graph):
         for _ in range(captured):
             kept = [call() for call in calls]

@@ -19,7 +19,6 @@ namespace fused_sigmoid::gpu {
 namespace {
 
 constexpr int success = 0;
-constexpr int invalid_value = 1;
 
 // The driver's functions, with CUresult as int and its handles as void*.
 struct Driver {
@@ -97,16 +96,24 @@ bool is_device(c10::DeviceIndex device) {
   return device >= 0 && static_cast<size_t>(device) < devices;
 }
 
-// The number of parameters that a kernel has beyond those passed; -1 where they are not as
-// expected.
-int unused_parameters(const Driver& driver, void* function, size_t passed) {
-  size_t offset = 0, size = 0;
+// Sets the number of parameters that a kernel has beyond those passed: past the last the driver
+// answers with an error, of whatever kind. Returns what is not as expected, or "": all are to be of
+// 8 bytes, one after the other, and few more than passed.
+std::string count_unused_parameters(const Driver& driver, void* function, size_t passed,
+                                    size_t& unused) {
   for (size_t i = 0; i <= passed + most_unused; ++i) {
+    size_t offset = 0, size = 0;
     const int error = driver.parameter(function, i, &offset, &size);
-    if (error == invalid_value && i >= passed) return static_cast<int>(i - passed);
-    if (error != success || size != sizeof(void*) || offset != i * sizeof(void*)) return -1;
+    if (error != success && i >= passed) {
+      unused = i - passed;
+      return "";
+    }
+    if (error != success || size != sizeof(void*) || offset != i * sizeof(void*)) {
+      return "parameter " + std::to_string(i) + " has error " + std::to_string(error) +
+             ", offset " + std::to_string(offset) + ", size " + std::to_string(size);
+    }
   }
-  return -1;
+  return "there are more than " + std::to_string(passed + most_unused);
 }
 
 bool is_hooked(const Launch& launch) {
@@ -155,13 +162,15 @@ std::string add(const Key& key, Launch launch) {
   const Driver* cuda = driver();
   if (cuda == nullptr) return "there is no CUDA driver, or one older than CUDA 12.4";
   const size_t kernel = static_cast<size_t>(key.kernel);
-  const int unused =
-      unused_parameters(*cuda, launch.function, operands[kernel] + results[kernel] + 1);
-  if (unused < 0) return "the compiled kernel has other parameters than expected";
+  size_t unused = 0;
+  const std::string unexpected = count_unused_parameters(
+      *cuda, launch.function, operands[kernel] + results[kernel] + 1, unused);
+  if (!unexpected.empty()) {
+    return "the compiled kernel has other parameters than expected: " + unexpected;
+  }
   void* context = nullptr;
   if (cuda->get_context(&context) != success || context == nullptr) return "no current context";
-  slot(key).store(new Added{std::move(launch), context, static_cast<size_t>(unused)},
-                  std::memory_order_release);
+  slot(key).store(new Added{std::move(launch), context, unused}, std::memory_order_release);
   added_to_device[key.device].store(true, std::memory_order_release);
   return "";
 }

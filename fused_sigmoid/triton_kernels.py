@@ -46,6 +46,9 @@ def _constants(dtype: str) -> tl.constexpr:
     return tl.constexpr((*scalars, len(exp) - 1, *exp))
 
 
+# Whether the hardware's reciprocal can be had: on NVIDIA, not on AMD, nor in Triton's interpreter.
+_HAS_RECIPROCAL = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime.interpret)
+
 _FLOAT64 = _constants("FLOAT64")
 _FLOAT32 = _constants("FLOAT32")
 _FLOAT16 = _constants("FLOAT16")
@@ -74,6 +77,35 @@ def _from_exponent_field(shifted):
 
 
 @triton.jit
+def _reciprocal(x):
+    """1 / x to one unit in the last place, in one instruction."""
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _quotient(numerator, sum):
+    """numerator / sum, rounded to nearest.
+
+    In float32 a quotient by the reciprocal and one rounded correction are enough for the numerators
+    and the sums that occur: the bits are the correctly rounded division's for each input, whatever
+    a reciprocal gives within two units in the last place. In general that division takes two steps
+    more, and a branch to a slow path for operands at the ends of the range, past which the compiler
+    moves nothing: the elements of a thread would divide one after another.
+    """
+    if sum.dtype == tl.float64:
+        quotient = numerator / sum
+    elif _HAS_RECIPROCAL:
+        reciprocal = _reciprocal(sum)
+        quotient = numerator * reciprocal
+        quotient = tl.fma(tl.fma(_minus(sum), quotient, numerator), reciprocal, quotient)
+    else:
+        quotient = tl.div_rn(numerator, sum)  # `/` would be the approximate div.full
+    return quotient
+
+
+@triton.jit
 def _one_over_one_plus_exp(x, constants: tl.constexpr):
     """1 / (1 + exp(|x|)) by Cody-Waite range reduction and a minimax polynomial."""
     degree: tl.constexpr = constants[_DEGREE]
@@ -94,8 +126,7 @@ def _one_over_one_plus_exp(x, constants: tl.constexpr):
         p = tl.fma(p, r, _constant(x, constants, _EXP + degree - 1 - i))
     numerator = _constant(x, constants, _NUMERATOR)
     sum = tl.fma(p, _from_exponent_field(shifted), _constant(x, constants, _SUMMAND))
-    # In float32 `/` is the approximate div.full, and div_rn knows float32 alone.
-    return numerator / sum if x.dtype == tl.float64 else tl.div_rn(numerator, sum)
+    return _quotient(numerator, sum)
 
 
 @triton.jit

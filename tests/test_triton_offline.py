@@ -46,6 +46,9 @@ ARITHMETIC = {
     "_backward_from_output_kernel": Arithmetic(add=1, mul=2),
     "_backward_from_derivative_kernel": Arithmetic(mul=1),
 }
+# What a quotient by the hardware's reciprocal is made of, in all dtypes but float64.
+QUOTIENT = Arithmetic(fma=2, mul=1)
+RECIPROCAL = "rcp.approx.ftz.f32"
 # What changes for another dtype: a polynomial of degree 11, 5 or 4 instead of 6; in the halves ln 2
 # in one piece, and the product t (1 - t) for the derivative.
 FMA_MORE = {"float64": 5, "float32": 0, "float16": -2, "bfloat16": -3}
@@ -56,6 +59,10 @@ def _expected_arithmetic(name, dtype):
     if not expected.div:
         return expected
     expected = expected._replace(fma=expected.fma + FMA_MORE[dtype])
+    if dtype != "float64":
+        expected = expected._replace(
+            fma=expected.fma + QUOTIENT.fma, mul=expected.mul + QUOTIENT.mul, div=0
+        )
     if DTYPES[dtype].itemsize == 2 and name != "_sigmoid_kernel":
         add = expected.add + (name == "_backward_kernel")
         expected = expected._replace(fma=expected.fma - 1, mul=expected.mul + 1, add=add)
@@ -127,8 +134,12 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(
     compiled, name, dtype, capability
 ):
     ptx = compiled(name, dtype, capability)["ptx"]
+    paths = 2  # with and without a mask
+    # The one approximate instruction; neither its operand nor its result is ever subnormal.
+    divides = ARITHMETIC[name].div and dtype != "float64"
+    assert ptx.count(RECIPROCAL) == (paths * ELEMENTS if divides else 0)
     # Flushed subnormals, approximate divisions and functions, memory of a thread's own.
-    assert not re.search(r"\.ftz|\.approx|\.full|\.local", ptx)
+    assert not re.search(r"\.ftz|\.approx|\.full|\.local", ptx.replace(RECIPROCAL, ""))
     if dtype != "float64":
         assert not re.search(r"\.f64", ptx)
     expected = _expected_arithmetic(name, dtype)
@@ -136,7 +147,6 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(
         # One product of halves, rounded once, is the same in their own type.
         assert re.search(r"(mul|fma)\.rn\.(bf16|f16)", ptx)
         return
-    paths = 2  # with and without a mask
     assert _arithmetic(ptx) == Arithmetic(*(paths * ELEMENTS * count for count in expected))
 
 
@@ -209,8 +219,9 @@ def test_machine_code_keeps_everything_in_registers(compiled, name, dtype, capab
     assert not re.search(r"\b(LDL|STL)\b", asm["sass"])
     used = static.resources(asm["cubin"])
     assert used["STACK"] == used["LOCAL"] == used["SHARED"] == 0
-    # 40 registers leave room for 48 of 64 warps, 64 for 32.
-    assert used["REG"] <= (64 if dtype == "float64" else 40)
+    # 32 registers leave room for all 64 warps, 40 for 48 of them, 64 for 32.
+    forward = name == "_sigmoid_kernel"
+    assert used["REG"] <= (64 if dtype == "float64" else 32 if forward else 40)
 
 
 @every_kernel
@@ -249,12 +260,12 @@ def test_machine_code_has_no_float64(compiled, name, dtype, capability):
     assert not re.search(r"\b(D(ADD|FMA|MUL|SETP|MNMX)|MUFU\.\w+64H|F2F\.F64)", sass)
 
 
-# Instructions executed for one element of a whole block. Seen are up to 31.5, 33.4, 32.1, 10.8 and
+# Instructions executed for one element of a whole block. Seen are up to 23.3, 26.1, 25.5, 10.8 and
 # 5.6; float64, which has more of a polynomial, has up to 52.6.
 INSTRUCTIONS = {
-    "_sigmoid_kernel": 32,
-    "_sigmoid_with_derivative_kernel": 34,
-    "_backward_kernel": 33,
+    "_sigmoid_kernel": 23.5,
+    "_sigmoid_with_derivative_kernel": 26.5,
+    "_backward_kernel": 26,
     "_backward_from_output_kernel": 11,
     "_backward_from_derivative_kernel": 6,
 }
@@ -269,6 +280,8 @@ def test_instructions_per_element(compiled, name, dtype, capability):
         ELEMENTS if ARITHMETIC[name].div else 0
     )
     assert len(block) <= ELEMENTS * INSTRUCTIONS[name]
+    # Of the whole block: past the tail of the tensor, and to no slow path of a division.
+    assert sum("BRA" in line or "CALL" in line for line in block) == 1
 
 
 # An H100 issues 132 multiprocessors x 128 lanes x 1.755 GHz = 29.6 T instructions a second; while

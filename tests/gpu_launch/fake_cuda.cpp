@@ -198,7 +198,8 @@ int cuGetErrorString(int error, const char** text) {
 
 int cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t* size) {
   const auto handle = reinterpret_cast<uint64_t>(function);
-  if (index >= handle >> 16) return 1;
+  // Past the last parameter: an error, which the extension is to take whatever it is.
+  if (index >= handle >> 16) return (handle & 0xff) == sizeof(double) ? 999 : 1;
   *offset = 8 * index;
   *size = index == 0 && (handle >> 15 & 1) ? 4 : 8;
   return 0;

@@ -370,8 +370,8 @@ REFUSALS = {
     "a launch for hip": {
         "metadata": {"target": types.SimpleNamespace(backend="hip", warp_size=64)}
     },
-    "other parameters than expected": {"parameters": 5},
-    "has other parameters": {"odd": True},
+    "other parameters than expected: there are more than 7": {"parameters": 5},
+    "other parameters than expected: parameter 0 has error 0, offset 0, size 4": {"odd": True},
     "is not as expected": {"function_type": str},
 }
 

@@ -1,0 +1,398 @@
+"""Which variant of the GPU kernels is the fastest, and whether it gives the present ones' bits.
+
+    python bench/gpu_variants.py [--json FILE] [--seconds S]     on a GPU; needs no built extension
+    python bench/gpu_variants.py --offline                       compiles every variant, on no GPU
+
+A variant is fused_sigmoid/triton_kernels.py, read as text, with one passage replaced: what is timed
+is the real source but for that. Device times are of replayed CUDA graphs over input sets that
+together exceed four times the last cache. Variants take turns within each round; the median over
+the rounds counts. A line is printed as soon as it is known, and the file written after each group.
+
+Depends on torch and Triton alone, and on the text of the two files that it reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+PACKAGE = Path(__file__).resolve().parent.parent / "fused_sigmoid"
+CONSTANTS = "coefficients_of_variants"
+
+MI = 2**20
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+TRITON_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+KERNELS = {"forward": "SIGMOID", "pair": "SIGMOID_WITH_DERIVATIVE", "backward": "BACKWARD"}
+
+LARGE_BYTES = 128 * MI  # of one tensor
+SMALL_SIZES = (2**10, 2**16, 2**20)
+# From here on a single call is long beside what the launch of a graph takes.
+LONG_SIZE = 4 * MI
+CACHES_FILLED = 4
+MOST_INPUT_SETS = 24
+CALLS_IN_A_GRAPH = 50
+LONG_CALLS_IN_A_GRAPH = 8
+ROUNDS = 9
+BITS_AT_A_TIME = 2**28
+
+CORRECTION = "tl.fma(tl.fma(_minus(sum), quotient, numerator), reciprocal, quotient)"
+# A step that ptxas has in its division for operands in the middle of the range.
+REFINED = ("_reciprocal(sum)\n", "_reciprocal(sum)\n        {}\n")
+REFINEMENT = "reciprocal = tl.fma(tl.fma(_minus(sum), reciprocal, 1.0), reciprocal, reciprocal)"
+EXPONENTIAL = """    if x.dtype != tl.float64:
+        power = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [a * -1.44269504], tl.float32, True, 1
+        )
+        return power * _reciprocal(1.0 + power)
+    shifted = tl.fma("""
+STORE = "tl.arange(0, block_size), block, mask=mask"
+
+# By name: each passage of the source that is replaced, and by what.
+SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
+    "present": (),
+    "rounded division": (("elif _HAS_RECIPROCAL:", "elif False:"),),
+    "refined reciprocal": ((REFINED[0], REFINED[1].format(REFINEMENT)),),
+    # Wrong bits, for the time alone: what the correction costs, and the whole exponential.
+    "no correction": ((CORRECTION, "quotient"),),
+    "hardware exponential": (("    shifted = tl.fma(", EXPONENTIAL),),
+    "stores .cs": ((STORE, STORE + ', cache_modifier=".cs"'),),
+    "no hints": (('constexpr("evict_first")', 'constexpr("")'),),
+    "all evict-first": (
+        ('_READ_AGAIN = tl.constexpr("")', '_READ_AGAIN = tl.constexpr("evict_first")'),
+    ),
+}
+SAME_BITS = ("rounded division", "refined reciprocal")
+
+
+class Variant(NamedTuple):
+    source: str
+    block_size: int = 1024
+    warps: int = 4
+    most_registers: int | None = None
+
+    def __str__(self) -> str:
+        limit = f", {self.most_registers} registers" if self.most_registers else ""
+        return f"{self.source}, {self.block_size}/{self.warps}{limit}"
+
+    def options(self) -> dict[str, Any]:
+        limit = {"maxnreg": self.most_registers} if self.most_registers else {}
+        return {"num_warps": self.warps, "enable_fp_fusion": False, **limit}
+
+
+LARGE = (
+    Variant("present"),
+    Variant("present", most_registers=32),
+    Variant("present", 2048, 8),
+    Variant("present", 2048, 4),
+    Variant("present", 512, 4),
+    Variant("present", 512, 2),
+    Variant("present", 4096, 8),
+    Variant("rounded division"),
+    Variant("refined reciprocal"),
+    Variant("no correction"),
+    Variant("hardware exponential"),
+    Variant("stores .cs"),
+    Variant("no hints"),
+    Variant("all evict-first"),
+)
+SMALL = (
+    Variant("present"),
+    Variant("present", 512, 4),
+    Variant("present", 256, 4),
+    Variant("present", 256, 2),
+    Variant("present", 128, 4),
+    Variant("present", 128, 1),
+    Variant("rounded division"),
+    Variant("rounded division", 256, 4),
+)
+
+Call = Callable[[], Any]
+
+
+@triton.jit
+def copy_kernel(source, target, block_size: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A copy by a kernel of the shape of ours."""
+    at = tl.program_id(0).to(tl.int64) * block_size + tl.arange(0, block_size)
+    tl.store(target + at, tl.load(source + at))
+
+
+@triton.jit
+def empty_kernel(source, target):  # type: ignore[no-untyped-def]
+    """What a launch takes that does nothing."""
+
+
+def load(edits: Sequence[tuple[str, str]], folder: Path) -> types.ModuleType:
+    """The module of the kernels with its edits, without the package and its extension."""
+    if CONSTANTS not in sys.modules:
+        _execute(CONSTANTS, PACKAGE / "coefficients.py")
+    edits = (
+        ("from . import coefficients", f"import {CONSTANTS} as coefficients"),
+        ("from ._extension import extension", "extension = None"),
+        *edits,
+    )
+    text = (PACKAGE / "triton_kernels.py").read_text(encoding="utf-8")
+    for old, new in edits:
+        if old not in text:
+            raise ValueError(f"the kernels' source no longer has {old!r}")
+        text = text.replace(old, new)
+    file = folder / f"variant_{len(list(folder.iterdir()))}.py"
+    file.write_text(text, encoding="utf-8")
+    return _execute(file.stem, file)
+
+
+def _execute(name: str, file: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+Modules = dict[str, types.ModuleType]
+
+
+def compile_all(modules: Modules) -> Iterator[str]:
+    """What each variant compiles to for compute capability 9.0; needs no GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    for (work, attribute), (dtype, short) in (
+        (kernel, dtype) for kernel in KERNELS.items() for dtype in TRITON_NAMES.items()
+    ):
+        for variant in dict.fromkeys((*LARGE, *SMALL)):
+            kernel = getattr(modules[variant.source], attribute)
+            pointers = kernel.function.arg_names[: kernel.reads + kernel.writes]
+            types_ = dict.fromkeys(pointers, f"*{short}") | {
+                "count": "i64",
+                "block_size": "constexpr",
+            }
+            aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
+            source = ASTSource(kernel.function, types_, {"block_size": variant.block_size}, aligned)
+            target = GPUTarget("cuda", 90, 32)
+            code = triton.compile(source, target=target, options=variant.options()).asm["sass"]
+            lines = sum(line.rstrip().endswith(";") for line in code.splitlines())
+            spills = "LDL" in code or "STL" in code
+            yield f"{work:9} {dtype:9} {variant!s:38} {lines:5} lines, spills: {spills}"
+
+
+def differences(modules: Modules) -> Iterator[dict[str, Any]]:
+    """Of every number: how many values and derivatives differ from the present kernel's."""
+    for name, dtype in DTYPES.items():
+        integers = torch.int32 if dtype == torch.float32 else torch.int16
+        total = 2 ** (8 * dtype.itemsize)
+        step = min(total, BITS_AT_A_TIME)
+        for source in SAME_BITS:
+            counts = [0, 0]
+            for low in range(-total // 2, total // 2, step):
+                patterns = torch.arange(low, low + step, device="cuda", dtype=torch.int64)
+                x = patterns.to(integers).view(dtype)
+                del patterns
+                pairs = [_pair(modules[which], x) for which in ("present", source)]
+                for i, (ours, other) in enumerate(zip(*pairs, strict=True)):
+                    if not torch.equal(ours.view(integers), other.view(integers)):
+                        differ = ours.view(integers) != other.view(integers)
+                        differ &= ~(ours.isnan() & other.isnan())
+                        counts[i] += int(differ.count_nonzero())
+            yield {
+                "bits_of": name,
+                "source": source,
+                "numbers": total,
+                "values": counts[0],
+                "derivatives": counts[1],
+            }
+
+
+def _pair(module: types.ModuleType, x: torch.Tensor) -> list[torch.Tensor]:
+    results = [torch.empty_like(x) for _ in range(2)]
+    _bind(module.SIGMOID_WITH_DERIVATIVE, Variant("present"), [x, *results])()
+    return results
+
+
+def _bind(kernel: Any, variant: Variant, tensors: Sequence[torch.Tensor]) -> Call:
+    count, options = tensors[-1].numel(), variant.options()
+    launch = kernel.function[(triton.cdiv(count, variant.block_size),)]
+    return lambda: launch(*tensors, count, block_size=variant.block_size, **options)
+
+
+def measure(
+    modules: Modules, work: str, dtype: str, size: int, variants: Sequence[Variant]
+) -> dict[str, Any]:
+    """Microseconds of a call of each variant and of what they are to be compared with."""
+    place: dict[str, Any] = {"device": "cuda", "dtype": DTYPES[dtype]}
+    present = getattr(modules["present"], KERNELS[work])
+    moved = (present.reads + present.writes) * size * DTYPES[dtype].itemsize
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    count = min(MOST_INPUT_SETS, 1 + CACHES_FILLED * cache // moved)
+    sets = [
+        [torch.randn(size, **place) * 3 for _ in range(present.reads)]
+        + [torch.empty(size, **place) for _ in range(present.writes)]
+        for _ in range(count)
+    ]
+    half = moved // 2 // DTYPES[dtype].itemsize
+    copies = [[torch.zeros(half, **place), torch.empty(half, **place)] for _ in range(count)]
+    calls: dict[str, list[Call]] = {"copy_": [_copy(*pair) for pair in copies]}
+    if half % 1024 == 0:
+        calls["copy kernel, 1024/4"] = [_copy_kernel(*pair) for pair in copies]
+    calls["empty kernel"] = [_empty_kernel(*pair) for pair in copies]
+    if work != "pair":
+        calls["torch"] = [_torch(work, tensors) for tensors in sets]
+    for variant in variants:
+        kernel = getattr(modules[variant.source], KERNELS[work])
+        calls[str(variant)] = [_bind(kernel, variant, tensors) for tensors in sets]
+
+    captured = LONG_CALLS_IN_A_GRAPH if size >= LONG_SIZE else CALLS_IN_A_GRAPH
+    passes = max(1, round(captured / count))
+    graphs = {}
+    for name, several in calls.items():
+        try:
+            graphs[name] = _captured(several, passes)
+        except Exception as error:  # one that fails is a line, not the end of a visit
+            print(f"{work} {dtype} {size} {name}: {type(error).__name__}: {error}"[:200])
+    times = _race(graphs, replays=1 if size >= LONG_SIZE else 4)
+    return {
+        "work": work,
+        "dtype": dtype,
+        "size": size,
+        "bytes_moved": moved,
+        "input_sets": count,
+        "microseconds": {name: time / (passes * count) for name, time in times.items()},
+    }
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> Call:
+    return lambda: target.copy_(source)
+
+
+def _copy_kernel(source: torch.Tensor, target: torch.Tensor) -> Call:
+    grid = (source.numel() // 1024,)
+    return lambda: copy_kernel[grid](source, target, block_size=1024, num_warps=4)
+
+
+def _empty_kernel(source: torch.Tensor, target: torch.Tensor) -> Call:
+    return lambda: empty_kernel[(1,)](source, target)
+
+
+def _torch(work: str, tensors: Sequence[torch.Tensor]) -> Call:
+    if work == "forward":
+        input, out = tensors
+        return lambda: torch.sigmoid(input, out=out)
+    grad, output, grad_input = tensors
+    backward = torch.ops.aten.sigmoid_backward.grad_input
+    return lambda: backward(grad, output, grad_input=grad_input)
+
+
+def _captured(calls: Sequence[Call], passes: int) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(passes):
+            for call in calls:
+                call()
+    return graph
+
+
+def _race(graphs: dict[str, torch.cuda.CUDAGraph], replays: int) -> dict[str, float]:
+    """Microseconds of a replay: the median over rounds in which all take turns."""
+    seen: dict[str, list[float]] = {name: [] for name in graphs}
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    names = list(graphs)
+    for _ in range(ROUNDS):
+        for name in names:
+            graphs[name].replay()
+            begin.record()
+            for _ in range(replays):
+                graphs[name].replay()
+            end.record()
+            end.synchronize()
+            seen[name].append(begin.elapsed_time(end) * 1e3 / replays)
+        names.reverse()
+    return {name: statistics.median(times) for name, times in seen.items()}
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """A measurement, or a count of differences, in words."""
+    if "bits_of" in found:
+        yield (
+            f"bits      {found['bits_of']:9} {found['source']}: of {found['numbers']}"
+            f" values differ {found['values']}, derivatives {found['derivatives']}"
+        )
+        return
+    times = found["microseconds"]
+    for name, time_ in times.items():
+        rate = found["bytes_moved"] / time_ / 1e6
+        share = times["copy_"] / time_ if "copy_" in times else float("nan")
+        yield (
+            f"{found['work']:9} {found['dtype']:9} {found['size']:10} {name:38} {time_:9.2f} us"
+            f" {rate:6.3f} TB/s {share:6.3f} of copy_"
+        )
+
+
+def groups() -> Iterator[tuple[str, str, int, Sequence[Variant]]]:
+    """What is measured, the most telling first."""
+    for work in KERNELS:
+        for dtype in ("bfloat16", "float32"):
+            yield work, dtype, LARGE_BYTES // DTYPES[dtype].itemsize, LARGE
+    for work in ("forward", "backward"):
+        for dtype in ("float32", "bfloat16"):
+            for size in SMALL_SIZES:
+                yield work, dtype, size, SMALL
+    yield "forward", "float16", LARGE_BYTES // 2, LARGE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Times variants of the GPU kernels.")
+    parser.add_argument("--offline", action="store_true", help="compile them all; needs no GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--seconds", type=float, default=90.0, help="start nothing past these")
+    chosen = parser.parse_args(arguments)
+    start = time.perf_counter()
+    found: list[dict[str, Any]] = []
+
+    def keep(entry: dict[str, Any]) -> None:
+        found.append(entry)
+        for line in lines(entry):
+            print(line, flush=True)
+        if chosen.json:
+            chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    with tempfile.TemporaryDirectory() as folder:
+        modules = {name: load(edits, Path(folder)) for name, edits in SOURCES.items()}
+        if chosen.offline:
+            for line in compile_all(modules):
+                print(line)
+            return 0
+        for entry in differences(modules):
+            keep(entry)
+        for work, dtype, size, variants in groups():
+            if time.perf_counter() - start > chosen.seconds:
+                print("no time is left")
+                break
+            keep(measure(modules, work, dtype, size, variants))
+            torch.cuda.empty_cache()
+    print(f"{time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
