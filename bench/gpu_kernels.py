@@ -3,6 +3,7 @@ unaligned memory, and compares the bits with the CPU's. What a memory checker is
 slow, so that a difference is printed when it is found.
 
     python -m bench.gpu_kernels [--dtypes float32 ...] [--sizes 1 1023 ...]
+    python -m bench.gpu_kernels --past-the-end        an access that a memory checker has to see
 
 Depends on the package and Triton.
 """
@@ -78,14 +79,28 @@ def same(got: object, expected: object) -> bool:
     return torch.equal(back.view(bits), expected.view(bits))
 
 
+def access_past_the_end() -> None:
+    """Has a kernel read and write 1024 elements more than there are."""
+    from fused_sigmoid import triton_kernels as kernels
+
+    input, value = (torch.zeros(1000, device="cuda") for _ in range(2))
+    launch = kernels.SIGMOID.function[(2,)]
+    launch(input, value, 2024, block_size=1024, **kernels.LAUNCH_OPTIONS)
+    torch.cuda.synchronize()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_kernels")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=tuple(DTYPES))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--past-the-end", action="store_true")
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("torch sees no CUDA device", file=sys.stderr)
         return 2
+    if chosen.past_the_end:
+        access_past_the_end()
+        return 0
     import fused_sigmoid  # noqa: F401
     from fused_sigmoid._extension import extension
 

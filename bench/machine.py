@@ -106,12 +106,14 @@ def free_memory() -> int | None:
 
 
 def commit() -> dict[str, Any]:
-    """The commit checked out, and whether the tree differs from it; None outside a repository,
-    where SOURCE_COMMIT may name the commit that the files were copied from.
+    """The commit checked out, and whether the tree differs from it; None outside a repository.
+    SOURCE_COMMIT names the commit that the files were copied from where the copy cannot know.
 
     Results are no part of what was measured: one that was just written is no change.
     """
-    head = _git("rev-parse", "HEAD") or os.environ.get("SOURCE_COMMIT")
+    if "SOURCE_COMMIT" in os.environ:
+        return {"commit": os.environ["SOURCE_COMMIT"], "dirty": None}
+    head = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".", ":!bench/results")
     return {"commit": head or None, "dirty": None if changes is None else bool(changes)}
 

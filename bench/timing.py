@@ -120,10 +120,12 @@ def graph_sampler(calls: Sequence[Call], bytes_moved: int) -> Sampler:
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
 
+    # A graph of an earlier row, which the collector frees while this one is captured, would end it.
+    gc.collect()
     graph = torch.cuda.CUDAGraph()
     enough = min(CALLS_IN_A_GRAPH, math.ceil(BYTES_IN_A_GRAPH / bytes_moved))
     captured = max(1, math.ceil(enough / len(calls)))
-    with torch.cuda.graph(graph):
+    with _no_garbage_collection(), torch.cuda.graph(graph):
         for _ in range(captured):
             kept = [call() for call in calls]
     del kept

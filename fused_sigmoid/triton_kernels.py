@@ -164,17 +164,11 @@ def _remaining(count, block_size: tl.constexpr):
     return tl.minimum(count - _start(block_size), block_size).to(tl.int32)
 
 
-# Of an operand: whether others may read it again, or it is a gradient or was kept for one. Then the
-# caches rather keep what is stored, for the next layer; that takes an instruction an element.
-_READ_AGAIN = tl.constexpr("")
-_LAST_READ = tl.constexpr("evict_first")
-
-
 @triton.jit
-def _load(pointer, mask, block_size: tl.constexpr, eviction_policy: tl.constexpr):
+def _load(pointer, mask, block_size: tl.constexpr):
     """This program's block, halves widened to float32."""
     pointers = pointer + _start(block_size) + tl.arange(0, block_size)
-    block = tl.load(pointers, mask=mask, eviction_policy=eviction_policy)
+    block = tl.load(pointers, mask=mask)
     return block if block.dtype == tl.float64 else block.to(tl.float32)
 
 
@@ -186,7 +180,7 @@ def _load_gradient(grad, mask, block_size: tl.constexpr, is_one: tl.constexpr):
         g = tl.load(grad)
         g = g if g.dtype == tl.float64 else g.to(tl.float32)
     else:
-        g = _load(grad, mask, block_size, _LAST_READ)
+        g = _load(grad, mask, block_size)
     return g
 
 
@@ -205,7 +199,7 @@ def _store(pointer, block, mask, block_size: tl.constexpr):
 
 @triton.jit
 def _sigmoid_block(input, value, mask, block_size: tl.constexpr):
-    x = _load(input, mask, block_size, _READ_AGAIN)
+    x = _load(input, mask, block_size)
     t = _smaller_of_value_and_complement(x, input.dtype.element_ty)
     _store(value, _value_from_smaller(x, t), mask, block_size)
 
@@ -221,7 +215,7 @@ def _sigmoid_kernel(input, value, count: tl.int64, block_size: tl.constexpr):
 
 @triton.jit
 def _sigmoid_with_derivative_block(input, value, derivative, mask, block_size: tl.constexpr):
-    x = _load(input, mask, block_size, _READ_AGAIN)
+    x = _load(input, mask, block_size)
     dtype: tl.constexpr = input.dtype.element_ty
     t = _smaller_of_value_and_complement(x, dtype)
     _store(value, _value_from_smaller(x, t), mask, block_size)
@@ -242,7 +236,7 @@ def _sigmoid_with_derivative_kernel(
 
 @triton.jit
 def _backward_block(grad, input, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr):
-    x = _load(input, mask, block_size, _LAST_READ)
+    x = _load(input, mask, block_size)
     g = _load_gradient(grad, mask, block_size, is_one)
     dtype: tl.constexpr = input.dtype.element_ty
     derivative = _derivative_from_smaller(_smaller_of_value_and_complement(x, dtype), dtype)
@@ -253,7 +247,7 @@ def _backward_block(grad, input, grad_input, mask, block_size: tl.constexpr, is_
 def _backward_from_output_block(
     grad, output, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr
 ):
-    y = _load(output, mask, block_size, _LAST_READ)
+    y = _load(output, mask, block_size)
     g = _load_gradient(grad, mask, block_size, is_one)
     _store(grad_input, g * (1 - y) * y, mask, block_size)
 
@@ -262,7 +256,7 @@ def _backward_from_output_block(
 def _backward_from_derivative_block(
     grad, derivative, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr
 ):
-    d = _load(derivative, mask, block_size, _LAST_READ)
+    d = _load(derivative, mask, block_size)
     g = _load_gradient(grad, mask, block_size, is_one)
     _store(grad_input, g * d, mask, block_size)
 

@@ -313,7 +313,9 @@ def test_every_variant_is_an_edit_of_the_kernels(tmp_path: Path) -> None:
     modules = {name: variants.load(edits, tmp_path) for name, edits in variants.SOURCES.items()}
     texts = {Path(module.__file__).read_text(encoding="utf-8") for module in modules.values()}
     assert len(texts) == len(modules)
-    assert {variant.source for variant in (*variants.LARGE, *variants.SMALL)} == set(modules)
+    assert {
+        variant.source for variant in (*variants.LARGE, *variants.SMALL, *variants.FLOAT64)
+    } == set(modules)
     assert set(variants.SAME_BITS) < set(modules)
     with pytest.raises(ValueError, match="no longer has 'gone'"):
         variants.load([("gone", "")], tmp_path)
