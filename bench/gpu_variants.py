@@ -127,7 +127,7 @@ SMALL = (
 
 # In float64, whose division no variant changes, a thread's elements divide one after another.
 FLOAT64 = (
-    Variant("present"),
+    Variant("present", 1024, 4),
     Variant("present", 1024, 8),
     Variant("present", 512, 4),
     Variant("present", 512, 2),

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
 from bench.figures import fill_page
@@ -119,7 +120,7 @@ def compile_kernel(kernel: Any, dtype: str, capability: int, aligned: bool = Tru
             "count": "i64",
             "block_size": "constexpr",
         },
-        {"block_size": triton_kernels.BLOCK_SIZE},
+        {"block_size": block_size(dtype)},
         {(i,): [["tt.divisibility", 16]] for i in range(len(pointers)) if aligned},
     )
     target = GPUTarget("cuda", capability, 32)
@@ -136,11 +137,17 @@ def kernels() -> dict[str, Any]:
     }
 
 
-def elements() -> int:
+def block_size(dtype: str) -> int:
+    from fused_sigmoid import triton_kernels
+
+    return triton_kernels.BLOCK_SIZES[getattr(torch, dtype)]
+
+
+def elements(dtype: str) -> int:
     """Of each thread."""
     from fused_sigmoid import triton_kernels
 
-    return triton_kernels.BLOCK_SIZE // (32 * triton_kernels.LAUNCH_OPTIONS["num_warps"])
+    return block_size(dtype) // (32 * triton_kernels.LAUNCH_OPTIONS["num_warps"])
 
 
 def whole_block(sass: str) -> list[str]:
@@ -217,7 +224,7 @@ def read(name: str, kernel: Any, dtype: str, capability: int) -> Code:
     block = whole_block(compiled.asm["sass"])
     used = resources(compiled.asm["cubin"])
     counted = count(block)
-    each = {name: number / elements() for name, number in counted.items()}
+    each = {name: number / elements(dtype) for name, number in counted.items()}
     gpu = ARCHITECTURES[capability]
     lanes = gpu.multiprocessors * gpu.clock
     times = {
@@ -254,7 +261,7 @@ def document(found: Sequence[Code]) -> dict[str, Any]:
 
     return {
         "triton": triton.__version__,
-        "elements_of_a_thread": elements(),
+        "elements_of_a_thread": {dtype: elements(dtype) for dtype in DTYPES},
         "architectures": {
             str(capability): asdict(gpu) for capability, gpu in ARCHITECTURES.items()
         },
@@ -297,9 +304,10 @@ def markdown(stored: dict[str, Any]) -> str:
         f"{gpu['clock'] / 1e9:g} GHz, {gpu['bandwidth'] / 1e12:g} TB/s)"
         for capability, gpu in stored["architectures"].items()
     )
+    elements_ = ", ".join(f"{n} of {name}" for name, n in stored["elements_of_a_thread"].items())
     return (
-        f"{table(stored, 'pipe')}\n\nCompiled by Triton {stored['triton']}, "
-        f"{stored['elements_of_a_thread']} elements a thread; capability {gpus}."
+        f"{table(stored, 'pipe')}\n\nCompiled by Triton {stored['triton']}; elements a thread: "
+        f"{elements_}; capability {gpus}."
     )
 
 

@@ -23,11 +23,16 @@ from ._extension import extension
 if TYPE_CHECKING:
     from torch import Tensor
 
-# One program's elements, and its warps: 8 elements a thread, one (halves) to four (float64) 128-bit
-# accesses of each operand. From machine code, not from a measurement: `python -m bench --static`
-# shows registers and the bytes in flight that they leave room for. With 16 elements a thread the
-# halves need 64 to 71 registers in place of 38 to 40, which lets half as many threads run at once.
-BLOCK_SIZE = 1024
+# One program's elements: 8 a thread, one (halves) or two (float32) 128-bit accesses of each
+# operand; 2 of float64, one access. As measured on an H100 (docs/gpu.md): where memory is the bound
+# no other size is faster by over 2 %; where it is not, float64, whose elements divide one after
+# another, takes three quarters of the time with 2 a thread that it takes with 8.
+BLOCK_SIZES = {
+    torch.float64: 256,
+    torch.float32: 1024,
+    torch.float16: 1024,
+    torch.bfloat16: 1024,
+}
 # Without fp fusion off, Triton and ptxas contract products and sums to fma, and the bits part from
 # the CPU's.
 LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -399,9 +404,10 @@ def _launch(kernel: Kernel, tensors: tuple[Tensor, ...]) -> None:
 def _launch_by_triton(kernel: Kernel, tensors: tuple[Tensor, ...]) -> Any:
     count, device = tensors[-1].numel(), tensors[0].get_device()
     elsewhere = device >= 0 and device != torch.cuda.current_device()
-    grid = (triton.cdiv(count, BLOCK_SIZE),)
+    block_size = BLOCK_SIZES[tensors[-1].dtype]
+    grid = (triton.cdiv(count, block_size),)
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        return kernel.function[grid](*tensors, count, block_size=BLOCK_SIZE, **LAUNCH_OPTIONS)
+        return kernel.function[grid](*tensors, count, block_size=block_size, **LAUNCH_OPTIONS)
 
 
 def _key(kernel: Kernel, tensors: tuple[Tensor, ...]) -> _Key:
@@ -431,7 +437,9 @@ def _hand_over(kernel: Kernel, key: _Key, compiled: Any) -> str:
         threads = metadata.target.warp_size * metadata.num_warps
         # As on the device it was compiled for: the extension notes its context.
         with torch.cuda.device(key[1]):
-            return extension.add_gpu_kernel(*key, compiled.function, BLOCK_SIZE, threads, hooks)
+            return extension.add_gpu_kernel(
+                *key, compiled.function, BLOCK_SIZES[key[2]], threads, hooks
+            )
     except (AttributeError, TypeError) as error:
         return f"Triton {triton.__version__} is not as expected: {error}"
 

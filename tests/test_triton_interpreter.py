@@ -275,9 +275,9 @@ def _accesses():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_outside_the_tensors_is_touched(kernels, dtype):
     # The first test here: the others crash where this one fails.
-    guard, sentinel = kernels.BLOCK_SIZE, 7.0
+    guard, sentinel = kernels.BLOCK_SIZES[dtype], 7.0
     for kernel in kernels.KERNELS:
-        for size in _sizes(kernels.BLOCK_SIZE):
+        for size in _sizes(kernels.BLOCK_SIZES[dtype]):
             buffers = [
                 torch.full((guard + size + guard,), sentinel, dtype=dtype)
                 for _ in range(kernel.reads + kernel.writes)
@@ -398,7 +398,7 @@ def test_subnormal_gradients_survive(kernels, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_size(kernels, dtype):
-    for size in _sizes(kernels.BLOCK_SIZE):
+    for size in _sizes(kernels.BLOCK_SIZES[dtype]):
         grad, x = _random(size, dtype, seed=1), _random(size, dtype)
         _assert_all_within(_results(kernels, grad, x), dtype)
 
@@ -524,6 +524,8 @@ class _Recorder:
 
 
 class _TensorOnSecondDevice:
+    dtype = torch.float32
+
     def numel(self):
         return 3
 

@@ -24,8 +24,6 @@ OF_ONE = {
 }
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 CAPABILITIES = [80, 90, 100]
-THREADS = 32 * triton_kernels.LAUNCH_OPTIONS["num_warps"]
-ELEMENTS = triton_kernels.BLOCK_SIZE // THREADS  # of each thread
 
 
 class Arithmetic(NamedTuple):
@@ -122,9 +120,9 @@ def test_whole_blocks_are_read_and_written_128_bits_at_a_time(compiled, name, dt
     for kind, tensors in (("ld", kernel.reads), ("st", kernel.writes)):
         widths = _widths(ptx, kind)
         whole = [width for width in widths if width >= 128]
-        assert sum(whole) == tensors * ELEMENTS * bits
+        assert sum(whole) == tensors * static.elements(dtype) * bits
         # The rest is the masked end of the tensor, element by element.
-        assert sorted(widths) == [bits] * (tensors * ELEMENTS) + sorted(whole)
+        assert sorted(widths) == [bits] * (tensors * static.elements(dtype)) + sorted(whole)
 
 
 @every_kernel
@@ -137,7 +135,7 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(
     paths = 2  # with and without a mask
     # The one approximate instruction; neither its operand nor its result is ever subnormal.
     divides = ARITHMETIC[name].div and dtype != "float64"
-    assert ptx.count(RECIPROCAL) == (paths * ELEMENTS if divides else 0)
+    assert ptx.count(RECIPROCAL) == (paths * static.elements(dtype) if divides else 0)
     # Flushed subnormals, approximate divisions and functions, memory of a thread's own.
     assert not re.search(r"\.ftz|\.approx|\.full|\.local", ptx.replace(RECIPROCAL, ""))
     if dtype != "float64":
@@ -147,7 +145,9 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(
         # One product of halves, rounded once, is the same in their own type.
         assert re.search(r"(mul|fma)\.rn\.(bf16|f16)", ptx)
         return
-    assert _arithmetic(ptx) == Arithmetic(*(paths * ELEMENTS * count for count in expected))
+    assert _arithmetic(ptx) == Arithmetic(
+        *(paths * static.elements(dtype) * count for count in expected)
+    )
 
 
 @every_kernel
@@ -202,7 +202,7 @@ def test_what_is_compiled_apart_is_what_is_keyed_apart(count, offsets):
     function = kernel.function
     read = create_function_from_signature(function.signature, function.params, backend)
     tensors = tuple(torch.zeros(64)[offset:] for offset in offsets)
-    _, specialization, _ = read(*tensors, count, block_size=triton_kernels.BLOCK_SIZE)
+    _, specialization, _ = read(*tensors, count, block_size=1024)
     assert specialization[3][0] == "i64"
     assert not specialization[3][1]
     aligned = triton_kernels._key(kernel, tensors)[3]
@@ -230,7 +230,7 @@ def test_machine_code_keeps_everything_in_registers(compiled, name, dtype, capab
 def test_machine_code_reads_and_writes_128_bits_at_a_time(compiled, name, dtype, capability):
     kernel = KERNELS[name]
     block = static.whole_block(compiled(name, dtype, capability)["sass"])
-    accesses = ELEMENTS * DTYPES[dtype].itemsize // 16
+    accesses = static.elements(dtype) * DTYPES[dtype].itemsize // 16
     for operation, tensors in (("LDG", kernel.reads), ("STG", kernel.writes)):
         found = [line for line in block if re.match(rf"(@!?P\d )?{operation}", line)]
         assert len(found) == tensors * accesses
@@ -243,7 +243,7 @@ def test_machine_code_reads_and_writes_128_bits_at_a_time(compiled, name, dtype,
 def test_a_gradient_of_one_number_is_loaded_once(compiled, name, dtype, capability):
     asm = compiled(name, dtype, capability)
     block = static.whole_block(asm["sass"])
-    accesses = ELEMENTS * DTYPES[dtype].itemsize // 16
+    accesses = static.elements(dtype) * DTYPES[dtype].itemsize // 16
     loads = [line for line in block if "LDG" in line]
     wide = [line for line in loads if re.search(r"\.128\b", line)]
     assert (len(wide), len(loads)) == (accesses, accesses + 1)
@@ -277,9 +277,9 @@ INSTRUCTIONS = {
 def test_instructions_per_element(compiled, name, dtype, capability):
     block = static.whole_block(compiled(name, dtype, capability)["sass"])
     assert sum(line.startswith("MUFU") for line in block) == (
-        ELEMENTS if ARITHMETIC[name].div else 0
+        static.elements(dtype) if ARITHMETIC[name].div else 0
     )
-    assert len(block) <= ELEMENTS * INSTRUCTIONS[name]
+    assert len(block) <= static.elements(dtype) * INSTRUCTIONS[name]
     # Of the whole block: past the tail of the tensor, and to no slow path of a division.
     assert sum("BRA" in line or "CALL" in line for line in block) == 1
 
@@ -293,4 +293,4 @@ def test_memory_is_the_bound_on_an_h100(compiled, name, dtype):
     moved = (kernel.reads + kernel.writes) * DTYPES[dtype].itemsize
     free = 132 * 128 * 1.755e9 * moved / 3.35e12
     block = static.whole_block(compiled(name, dtype, 90)["sass"])
-    assert len(block) / ELEMENTS < 0.8 * free
+    assert len(block) / static.elements(dtype) < 0.8 * free

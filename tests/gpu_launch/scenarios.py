@@ -223,6 +223,15 @@ def test_a_small_call_takes_the_kernel_of_a_large_one(triton):
     assert [launch[GRID][0] for launch in FAKE.take_launches()] == [1, 1, 1, 2]
 
 
+def test_a_block_has_as_many_elements_as_its_dtype_asks_for(triton):
+    for dtype, blocks in ((torch.float64, 20), (torch.float32, 5), (torch.bfloat16, 5)):
+        for _ in range(2):
+            fused_sigmoid.sigmoid(gpu(values(5000, dtype=dtype)))
+        (launch,) = FAKE.take_launches()
+        assert launch[GRID] == [blocks, 1, 1]
+        assert launch[PARAMETERS][2] == 5000
+
+
 def test_empty_tensors_launch_nothing(triton):
     fused_sigmoid.sigmoid(gpu(values(3)))
     assert fused_sigmoid.sigmoid(gpu(torch.empty(3, 0))).shape == (3, 0)
