@@ -106,8 +106,7 @@ RESULTS := $(filter-out bench/results/quick/%,$(sort $(foreach name,result goals
 CHECKS := $(wildcard bench/results/*/check.json)
 figures: build ## draw the pictures and fill the tables of README and docs from committed results
 	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
-	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md
-	$(BIN)/python -m bench.static docs/figures/static.json --write docs/gpu.md
+	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md docs/gpu.md
 	$(BIN)/python -m bench.reliability $(RELIABILITY) --write docs/reliability.md
 	$(BIN)/python -m bench.numerics $(CHECKS) --budget docs/figures/error_budget.json --write docs/numerics.md
 

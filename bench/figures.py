@@ -30,7 +30,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench import fresh_processes, goals, instructions, override, report, results, sweep
+from bench import (
+    fresh_processes,
+    goals,
+    gpu_tables,
+    instructions,
+    override,
+    report,
+    results,
+    static,
+    sweep,
+)
 from bench.results import COPY, OURS, Cell, Result, Row
 
 # One colour a peer in every picture (Okabe and Ito's set, told apart by the colour-blind too).
@@ -61,8 +71,11 @@ WIDEST_BAR = 0.3
 # Those with a record of their own, and those of the rows of result files.
 RECORDED: dict[str, Callable[[], str]] = {
     "fresh-processes": fresh_processes.markdown,
+    "gpu-launches": gpu_tables.launches,
+    "gpu-variants": gpu_tables.variants,
     "instructions": instructions.markdown,
     "override": override.markdown,
+    "static": static.markdown,
 }
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "speed": report.markdown_speed,
@@ -332,10 +345,15 @@ def _table(name: str, found: Sequence[Result]) -> str:
     capable = wanted.pop("capability", None)
     if capable:
         found = [result for result in found if result.machine["cpu_capability"] in capable]
-    if kind == "machine" and wanted:
-        raise BadBlockError(f"figures:begin {name}: of a machine only the capability can be chosen")
-    if kind == "machine" and found:
-        return report.markdown_machine(found)
+    if kind == "machine":
+        devices = wanted.pop("device", None)
+        if wanted:
+            raise BadBlockError(
+                f"figures:begin {name}: of a machine only device and capability can be chosen"
+            )
+        found = [r for r in found if not devices or r.rows[0].cell.device in devices]
+        if found:
+            return report.markdown_machine(found)
     rows = [row for result in _told_by(kind, found) for row in result.rows if _matches(row, wanted)]
     if not rows:
         raise BadBlockError(f"figures:begin {name}: no row of the results matches")

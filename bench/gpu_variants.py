@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -387,14 +389,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=90.0, help="start nothing past these")
     chosen = parser.parse_args(arguments)
     start = time.perf_counter()
-    found: list[dict[str, Any]] = []
+    document: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": os.environ.get("SOURCE_COMMIT"),
+        "gpu": None if chosen.offline else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "found": [],
+    }
 
     def keep(entry: dict[str, Any]) -> None:
-        found.append(entry)
+        document["found"].append(entry)
         for line in lines(entry):
             print(line, flush=True)
         if chosen.json:
-            chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            chosen.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     with tempfile.TemporaryDirectory() as folder:
         modules = {name: load(edits, Path(folder)) for name, edits in SOURCES.items()}

@@ -1,10 +1,7 @@
 """What the GPU kernels compile to, read without a GPU: ``python -m bench --static``.
 
-    python -m bench.static TABLE.json --write docs/performance.md [--check]
-
 Triton compiles them for three architectures and brings the disassembler. The bounds are arithmetic
-on counts and data sheets, not measurements. Depends on the kernels, Triton, tabulate, and figures'
-markers.
+on counts and data sheets, not measurements. Depends on the kernels, Triton and tabulate.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,10 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
-from bench.figures import fill_page
+RECORD = Path(__file__).resolve().parent.parent / "docs/figures/static.json"
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -138,6 +133,8 @@ def kernels() -> dict[str, Any]:
 
 
 def block_size(dtype: str) -> int:
+    import torch
+
     from fused_sigmoid import triton_kernels
 
     return triton_kernels.BLOCK_SIZES[getattr(torch, dtype)]
@@ -298,7 +295,8 @@ def table(stored: dict[str, Any], form: str) -> str:
     return tabulate(lines, headers=head, tablefmt=form, disable_numparse=True, colalign=aligned)
 
 
-def markdown(stored: dict[str, Any]) -> str:
+def markdown() -> str:
+    stored = json.loads(RECORD.read_text(encoding="utf-8"))
     gpus = ", ".join(
         f"{int(capability) / 10:.1f} a {gpu['gpu']} ({gpu['multiprocessors']} multiprocessors, "
         f"{gpu['clock'] / 1e9:g} GHz, {gpu['bandwidth'] / 1e12:g} TB/s)"
@@ -321,16 +319,3 @@ def run(folder: Path | None) -> str:
         file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         text += f"\n\nwrote {file}"
     return text
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return fill_page(
-        arguments,
-        "bench.static",
-        "Fill the table of what the kernels compile to.",
-        lambda stored: {"static gpu": lambda: markdown(stored)},
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bench import __main__ as command_line
-from bench import goals, gpu_kernels, machine, memory, peers, results, runs, works
+from bench import goals, gpu_kernels, gpu_tables, machine, memory, peers, results, runs, works
 from bench.results import COPY, Cell, Result, Row, Spread
 
 SCRIPT = machine.ROOT / "bench" / "gpu_report.sh"
@@ -174,17 +174,32 @@ def test_static_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert forward["total"] == sum(instructions.values())
     assert forward["bound"] == "bandwidth"
     assert forward["loads_in_flight"] == forward["warps"] * 32 * 32
-    for text in (shown, static.markdown(stored)):
-        assert f"{forward['total']:.1f}" in text
-
-
-def test_the_page_shows_the_stored_table() -> None:
-    static = pytest.importorskip("bench.static")
-    docs = machine.ROOT / "docs"
-    stored = docs / "figures" / "static.json"
-    assert static.main([str(stored), "--write", str(docs / "gpu.md"), "--check"]) == 0
-    document = json.loads(stored.read_text(encoding="utf-8"))
+    patch.setattr(static, "RECORD", tmp_path / "static.json")
+    try:
+        for text in (shown, static.markdown()):
+            assert f"{forward['total']:.1f}" in text
+    finally:
+        patch.undo()
+    document = json.loads((machine.ROOT / "docs/figures/static.json").read_text(encoding="utf-8"))
     assert len(document["kernels"]) == 5 * 4 * 3
+
+
+def test_tables_of_a_visit() -> None:
+    launches = gpu_tables.launches().splitlines()
+    assert [line.split("|")[1].split(",")[0].strip() for line in launches[2:]] == [
+        "forward-fresh",
+        "training",
+    ]
+    found = json.loads((gpu_tables.FOLDER / "variants.json").read_text(encoding="utf-8"))["found"]
+    text = gpu_tables.variants()
+    for entry in found:
+        if "microseconds" in entry:
+            for name, time_ in entry["microseconds"].items():
+                line = next(line for line in text.splitlines() if line.startswith(f"| {name} "))
+                assert line  # each variant has a line of its own
+                assert f"{time_:.2f}" in text
+        else:
+            assert (entry["values"], entry["derivatives"]) == (0, 0)
 
 
 @pytest.mark.parametrize(
