@@ -27,8 +27,9 @@ demo: build ## train on real data with both sigmoids, then the quick benchmark
 	$(BIN)/python examples/binary_classification.py
 	$(BIN)/python -m bench --quick
 
+# A process for each core, but no more than 8, since each imports torch; a file's tests in one.
 test: build ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # Oldest and newest torch, and every Python with the pinned one. Gigabytes of downloads each.
 MATRIX ?= 3.11:2.11.0 3.11:2.14.1 3.10:2.13.0 3.12:2.13.0 3.13:2.13.0

@@ -351,7 +351,9 @@ def _table(name: str, found: Sequence[Result]) -> str:
             raise BadBlockError(
                 f"figures:begin {name}: of a machine only device and capability can be chosen"
             )
-        found = [r for r in found if not devices or r.rows[0].cell.device in devices]
+        found = [
+            r for r in found if not devices or any(row.cell.device in devices for row in r.rows)
+        ]
         if found:
             return report.markdown_machine(found)
     rows = [row for result in _told_by(kind, found) for row in result.rows if _matches(row, wanted)]

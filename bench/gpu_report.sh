@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One visit to a machine with a GPU, which may end at any moment:
+# A run on a machine with a GPU, which may be killed at any moment:
 #
 #     bench/gpu_report.sh first|second [SECONDS]       default: 240, 350
 #
@@ -10,7 +10,7 @@
 # after each part, what was built, and the results as JSON. The parts go by their worth, each within
 # its own time, the rest of SECONDS at the most; one that fails stops no other. The ends of their
 # output are printed. No network is needed. PYTHON names the interpreter, which has torch, Triton,
-# setuptools and what the tests and the bench need; SOURCE_COMMIT the commit where there is no .git.
+# setuptools and what the tests and the bench need; SOURCE_COMMIT the commit that this is a copy of.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
@@ -18,18 +18,21 @@ visit=${1:-}
 case $visit in
   first) seconds=${2:-240} ;;
   second) seconds=${2:-350} ;;
-  *) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,5s/^# \{0,1\}//p' bench/gpu_report.sh; exit 2 ;;
 esac
 results=${OUT:-gpu-report}
 mkdir -p "$results" || exit 2
 results=$(cd "$results" && pwd)
-work=$(mktemp -d "${TMPDIR:-/tmp}/gpu.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+work=$(mktemp -d "${TMPDIR:-/tmp}/gpu.XXXXXX") || exit 2
+variants=
+trap '[ -z "$variants" ] || kill "$variants" 2>/dev/null; rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
 logs=$work/logs
 mkdir "$logs"
 python=${PYTHON:-python3}
 # Ninja lies beside the interpreter.
-PATH=$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH
+executable=$("$python" -c 'import sys; print(sys.executable)' 2>/dev/null)
+[ -n "$executable" ] && PATH=$(dirname "$executable"):$PATH
 export PATH python logs PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
 failed=0
@@ -37,8 +40,10 @@ failed=0
 
 say() { echo "$*" | tee -a "$results/summary.txt"; }
 
+# By renaming, so that a kill leaves the archive before. A log that grows meanwhile is tar's rc 1.
 pack() {
-  tar -C "$work" -czf "$work/report.tar.gz" logs && cp "$work/report.tar.gz" "$results/"
+  tar -C "$work" -czf "$results/.report.tar.gz" logs 2>/dev/null
+  [ $? -le 1 ] && mv "$results/.report.tar.gz" "$results/report.tar.gz"
   for file in variants.json goals/goals.json check-full.json grid/result.json by-triton/result.json; do
     [ -f "$logs/$file" ] && cp "$logs/$file" "$results/$(echo "$file" | sed 's,/result,,; s,/goals,,')"
   done
@@ -70,7 +75,7 @@ facts() {
   "$python" - <<'PYTHON'
 from importlib.metadata import PackageNotFoundError, version
 
-for name in ("torch", "triton", "numpy", "setuptools", "pytest"):
+for name in ("torch", "triton", "numpy", "setuptools", "pytest", "hypothesis"):
     try:
         print(name, version(name))
     except PackageNotFoundError:
@@ -91,9 +96,9 @@ memcheck() {
   # Torch's kernels are left out, and calls that fail on purpose: the driver is asked for each
   # parameter of a kernel until there are no more. First, that the checker sees an access at all.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  local check="compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9"
-  check="$check --kernel-name-exclude kns=elementwise $python -m bench.gpu_kernels"
-  $check --past-the-end >"$logs/planted.log" 2>&1
+  local check=(compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9)
+  check+=(--kernel-name-exclude kns=elementwise "$python" -m bench.gpu_kernels)
+  "${check[@]}" --past-the-end >"$logs/planted.log" 2>&1
   if grep -q "Invalid __global__" "$logs/planted.log"; then
     echo "an access past the end was seen, as it should be"
   else
@@ -101,7 +106,7 @@ memcheck() {
     echo "an access past the end was NOT seen"
     return 3
   fi
-  $check --sizes 1 1023 1025
+  "${check[@]}" --sizes 1 1023 1025
 }
 
 counters() {
@@ -129,28 +134,31 @@ say "$visit visit, $(date -u +%F), ${gpu:-no GPU}"
 part facts 20 14 bash -c facts
 
 # Beside the build, which it does not need.
-variants=
 if [ "$visit" = first ] && [ -n "$gpu" ]; then
-  timeout -k 3 150 "$python" bench/gpu_variants.py --json "$logs/variants.json" --seconds 75 \
-    >"$logs/variants.log" 2>&1 &
+  timeout -k 3 "$((seconds < 150 ? seconds : 150))" "$python" bench/gpu_variants.py \
+    --json "$logs/variants.json" --seconds 75 >"$logs/variants.log" 2>&1 &
   variants=$!
 fi
 part build 130 4 bash -c build
 cp fused_sigmoid/_C_torch_*.so "$results/" 2>/dev/null
 part info 30 12 "$python" -m fused_sigmoid info
 
+tests=("$python" -m pytest -q --maxfail=8 -p no:cacheprovider -m gpu tests/test_gpu_launch.py tests/test_gpu_bench.py tests/test_modes.py)
 bench=("$python" -m bench --device cuda --no-progress --no-pictures --row-seconds 0.2 --sample-seconds 0.0005)
 if [ -z "$gpu" ]; then
   skip "the rest" "torch sees no CUDA device"
 elif [ "$visit" = first ]; then
   wait "$variants"
-  say "$(printf '%-11s rc %-3s at %s s' variants "$?" "$SECONDS")"
-  grep -E '^bits|(forward|pair) +(bfloat16|float32)' "$logs/variants.log" | cut -c1-100
+  code=$?
+  variants=
+  [ "$code" = 0 ] || failed=1
+  say "$(printf '%-11s rc %-3s at %s s' variants "$code" "$SECONDS")"
+  grep -E '^bits|(forward|pair|step.*) +(bfloat16|float32)' "$logs/variants.log" | cut -c1-130
   pack
-  part tests 90 30 "$python" -m pytest -q --maxfail=8 -p no:cacheprovider -m gpu tests/test_gpu_launch.py tests/test_gpu_bench.py tests/test_modes.py
+  part tests 90 30 "${tests[@]}"
   part goals 75 45 "${bench[@]}" --goals --peers torch --dtypes float32 bfloat16 --time-limit 60 --output "$logs/goals"
 else
-  part tests 60 6 "$python" -m pytest -q --maxfail=8 -p no:cacheprovider -m gpu tests/test_gpu_launch.py tests/test_gpu_bench.py tests/test_modes.py
+  part tests 60 6 "${tests[@]}"
   part goals 130 85 "${bench[@]}" --goals --time-limit 105 --output "$logs/goals"
   part check-full 80 8 "$python" -m fused_sigmoid check --full --device cuda --json "$logs/check-full.json"
   part grid 50 4 "${bench[@]}" --peers torch --sizes 1Ki 64Ki 1Mi 4Mi 64Mi --dtypes float32 bfloat16 --time-limit 40 --output "$logs/grid"

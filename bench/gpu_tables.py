@@ -1,5 +1,5 @@
-"""Tables of what a visit to a GPU found beside the rows of a result: the variants of the kernels,
-and what the extension's launch saves. Measures nothing.
+"""Tables of what bench/gpu_report.sh finds beside the rows of a result: the variants of the
+kernels, and what the extension's launch saves. Measures nothing.
 
 Depends on results and report's texts.
 """
@@ -13,49 +13,56 @@ from typing import Any
 from tabulate import tabulate
 
 from bench import report, results
-from bench.results import Cell
+from bench.results import Cell, Row
 
 FOLDER = Path(__file__).resolve().parent / "results/cuda-h100"
-COPY_KERNEL = "copy kernel, 1024/4"
+# What is larger is so large that a tensor's bytes, not its elements, name it.
+LARGEST_SMALL_SIZE = 2**20
 
 
 def variants() -> str:
     """Time of every variant at each size, in microseconds; works and dtypes are the columns."""
     document = json.loads((FOLDER / "variants.json").read_text(encoding="utf-8"))
     measured = [entry for entry in document["found"] if "microseconds" in entry]
-    large = max(entry["size"] for entry in measured)
-    smallest_large = 4 * 2**20
-    tables = []
-    for title, chosen in (
-        ("128 MiB a tensor", [e for e in measured if e["size"] >= smallest_large]),
-        ("small tensors", [e for e in measured if e["size"] < smallest_large]),
-    ):
-        names = list(dict.fromkeys(name for entry in chosen for name in entry["microseconds"]))
-        head = [title, *(_column(entry, entry["size"] < large // 16) for entry in chosen)]
-        lines = [[name, *(_time(entry, name) for entry in chosen)] for name in names]
-        tables.append(_markdown(head, lines))
-    bits = [entry for entry in document["found"] if "bits_of" in entry]
+    steps = [entry for entry in measured if entry["work"].startswith("step")]
+    works = [entry for entry in measured if entry not in steps]
+    tables = [
+        _times(title, chosen, with_size)
+        for title, chosen, with_size in (
+            ("128 MiB a tensor", [e for e in works if e["size"] > LARGEST_SMALL_SIZE], False),
+            ("small tensors", [e for e in works if e["size"] <= LARGEST_SMALL_SIZE], True),
+            ("forward and backward", steps, True),
+        )
+        if chosen
+    ]
     lines = [
         [
             entry["source"],
             entry["bits_of"],
             *(f"{entry[key]:,}" for key in ("numbers", "values", "derivatives")),
         ]
-        for entry in bits
+        for entry in document["found"]
+        if "bits_of" in entry
     ]
     head = ["bits of", "dtype", "numbers", "values that differ", "derivatives that differ"]
     tables.append(_markdown(head, lines, texts=2))
+    commit = (document["commit"] or "none")[:12]
     made = (
         f"{document['gpu']}, torch {document['torch']}, Triton {document['triton']}; commit "
-        f"{document['commit'][:12]}, {document['date']}; `python bench/gpu_variants.py`. In"
-        " microseconds, of replayed graphs; with the elements of a block / its warps."
+        f"{commit}, {document['date']}; `python bench/gpu_variants.py`."
+        " In microseconds, of replayed graphs; with the elements of a block / its warps."
     )
     return "\n\n".join([*tables, made])
 
 
-def _column(entry: dict[str, Any], with_size: bool) -> str:
-    size = f" {report.size_text(entry['size'])}" if with_size else ""
-    return f"{entry['work']} {entry['dtype']}{size}"
+def _times(title: str, chosen: list[dict[str, Any]], with_size: bool) -> str:
+    names = list(dict.fromkeys(name for entry in chosen for name in entry["microseconds"]))
+    head = [title]
+    for entry in chosen:
+        size = f" {report.size_text(entry['size'])}" if with_size else ""
+        head.append(f"{entry['work']} {entry['dtype']}{size}")
+    lines = [[name, *(_time(entry, name) for entry in chosen)] for name in names]
+    return _markdown(head, lines)
 
 
 def _time(entry: dict[str, Any], name: str) -> str:
@@ -64,19 +71,21 @@ def _time(entry: dict[str, Any], name: str) -> str:
 
 
 def launches() -> str:
-    """Host time of a call by the extension's launch, by Triton's, and of torch's."""
-    by_extension, by_triton = (
-        results.read(FOLDER / name) for name in ("result.json", "by-triton.json")
-    )
+    """What a call takes the host beside torch's, launched by the extension and by Triton; each
+    beside torch's own time in the same process, since hosts differ from run to run."""
+    found = [results.read(FOLDER / name).rows for name in ("result.json", "by-triton.json")]
     lines = []
-    for row in by_triton.rows:
+    for row in found[1]:
         cell = row.cell
-        if row.peer != "torch" or cell.clock != "wall":
-            continue
-        same = next(r for r in by_extension.rows if (r.cell, r.peer) == (cell, row.peer))
-        times = (same.ours, row.ours, same.theirs)
-        lines.append([_what(cell), *(report.seconds_text(time.median) for time in times)])
-    return _markdown(["call", "the extension's", "Triton's", "torch"], lines)
+        if row.peer == "torch" and cell.clock == "wall":
+            same = next(r for r in found[0] if (r.cell, r.peer) == (cell, row.peer))
+            lines.append([_what(cell), *(_beside(one) for one in (same, row))])
+    return _markdown(["torch's time / ours", "the extension launches", "Triton launches"], lines)
+
+
+def _beside(row: Row) -> str:
+    times = [report.seconds_text(time.median) for time in (row.theirs, row.ours)]
+    return f"{row.ratio.median:.2f} ({' / '.join(times)})"
 
 
 def _what(cell: Cell) -> str:

@@ -4,9 +4,9 @@
     python bench/gpu_variants.py --offline                       compiles every variant, on no GPU
 
 A variant is fused_sigmoid/triton_kernels.py, read as text, with one passage replaced: what is timed
-is the real source but for that. Device times are of replayed CUDA graphs over input sets that
-together exceed four times the last cache. Variants take turns within each round; the median over
-the rounds counts. A line is printed as soon as it is known, and the file written after each group.
+is the real source but for that. Device times are of replayed CUDA graphs over several input sets,
+which from 1 Mi elements on exceed the last cache. Variants take turns within each round; the median
+over the rounds counts. What is known is printed and written to the file at once.
 
 Depends on torch and Triton alone, and on the text of the two files that it reads.
 """
@@ -14,16 +14,19 @@ Depends on torch and Triton alone, and on the text of the two files that it read
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +45,12 @@ DTYPES = {
     "float64": torch.float64,
 }
 TRITON_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+STEP_WORKS = ("step", "step with a layer between")
 KERNELS = {"forward": "SIGMOID", "pair": "SIGMOID_WITH_DERIVATIVE", "backward": "BACKWARD"}
 
 LARGE_BYTES = 128 * MI  # of one tensor
+# Of one tensor, of which a step has four; the cache of an H100 has 50 MB.
+STEP_BYTES = (4 * MI, 16 * MI, 24 * MI, 64 * MI)
 SMALL_SIZES = (2**10, 2**16, 2**20)
 # From here on a single call is long beside what the launch of a graph takes.
 LONG_SIZE = 4 * MI
@@ -66,6 +72,15 @@ EXPONENTIAL = """    if x.dtype != tl.float64:
         return power * _reciprocal(1.0 + power)
     shifted = tl.fma("""
 STORE = "tl.arange(0, block_size), block, mask=mask"
+FORWARD = """def _sigmoid_block(input, value, mask, block_size: tl.constexpr):
+    x = """
+KEPT_LOAD = """tl.load(
+        input + _start(block_size) + tl.arange(0, block_size),
+        mask=mask,
+        eviction_policy="evict_last",
+    )
+    x = x if x.dtype == tl.float64 else x.to(tl.float32)
+"""
 
 # By name: each passage of the source that is replaced, and by what.
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -81,6 +96,13 @@ SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
             "tl.load(pointers, mask=mask)",
             'tl.load(pointers, mask=mask, eviction_policy="evict_first")',
         ),
+    ),
+}
+# A forward pass whose input the backward pass reads again.
+STEPS: dict[str, tuple[tuple[str, str], ...]] = {
+    "present": (),
+    "forward's load evict-last": (
+        (FORWARD + "_load(input, mask, block_size)\n", FORWARD + KEPT_LOAD),
     ),
 }
 SAME_BITS = ("rounded division", "refined reciprocal")
@@ -193,7 +215,7 @@ def compile_all(modules: Modules) -> Iterator[str]:
     for (work, attribute), (dtype, short) in (
         (kernel, dtype) for kernel in KERNELS.items() for dtype in TRITON_NAMES.items()
     ):
-        for variant in dict.fromkeys((*LARGE, *SMALL, *FLOAT64)):
+        for variant in dict.fromkeys((*LARGE, *SMALL, *FLOAT64, *map(Variant, STEPS))):
             kernel = getattr(modules[variant.source], attribute)
             pointers = kernel.function.arg_names[: kernel.reads + kernel.writes]
             types_ = dict.fromkeys(pointers, f"*{short}") | {
@@ -276,6 +298,41 @@ def measure(
         kernel = getattr(modules[variant.source], KERNELS[work])
         calls[str(variant)] = [_bind(kernel, variant, tensors) for tensors in sets]
 
+    return _timed(work, dtype, size, moved, calls)
+
+
+def measure_step(modules: Modules, work: str, dtype: str, size: int) -> dict[str, Any]:
+    """Microseconds of a forward pass with the backward pass after it, which reads the input again
+    and torch's the output; with nothing between them, or a copy of the output as the next layer."""
+    place: dict[str, Any] = {"device": "cuda", "dtype": DTYPES[dtype]}
+    moved = (5 if work == STEP_WORKS[0] else 7) * size * DTYPES[dtype].itemsize
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    calls: dict[str, list[Call]] = {"torch": [], **{name: [] for name in STEPS}}
+    for _ in range(min(MOST_INPUT_SETS, 1 + 2 * CACHES_FILLED * cache // moved)):
+        input, grad = (torch.randn(size, **place) * 3 for _ in range(2))
+        value, grad_input, next_input = (torch.empty(size, **place) for _ in range(3))
+        between = [] if work == STEP_WORKS[0] else [_copy(value, next_input)]
+        torchs = _torch("forward", [input, value]), _torch("backward", [grad, value, grad_input])
+        calls["torch"].append(_in_turn(torchs[0], *between, torchs[1]))
+        for name in STEPS:
+            forward = _bind(modules[name].SIGMOID, Variant(name), [input, value])
+            backward = _bind(modules[name].BACKWARD, Variant(name), [grad, input, grad_input])
+            calls[name].append(_in_turn(forward, *between, backward))
+    return _timed(work, dtype, size, moved, calls)
+
+
+def _in_turn(*calls: Call) -> Call:
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def _timed(
+    work: str, dtype: str, size: int, moved: int, calls: dict[str, list[Call]]
+) -> dict[str, Any]:
+    count = len(next(iter(calls.values())))
     captured = LONG_CALLS_IN_A_GRAPH if size >= LONG_SIZE else CALLS_IN_A_GRAPH
     passes = max(1, round(captured / count))
     graphs = {}
@@ -325,11 +382,17 @@ def _captured(calls: Sequence[Call], passes: int) -> torch.cuda.CUDAGraph:
             call()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(passes):
-            for call in calls:
-                call()
+    # The collector must not free an earlier graph while this one is captured.
+    gc.collect()
+    gc.disable()
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(passes):
+                for call in calls:
+                    call()
+    finally:
+        gc.enable()
     return graph
 
 
@@ -360,26 +423,41 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         )
         return
     times = found["microseconds"]
+    beside = "copy_" if "copy_" in times else "torch"
     for name, time_ in times.items():
         rate = found["bytes_moved"] / time_ / 1e6
-        share = times["copy_"] / time_ if "copy_" in times else float("nan")
         yield (
-            f"{found['work']:9} {found['dtype']:9} {found['size']:10} {name:38} {time_:9.2f} us"
-            f" {rate:6.3f} TB/s {share:6.3f} of copy_"
+            f"{found['work']:25} {found['dtype']:9} {found['size']:10} {name:38} {time_:9.2f} us"
+            f" {rate:6.3f} TB/s {times[beside] / time_:6.3f} of {beside}"
         )
 
 
-def groups() -> Iterator[tuple[str, str, int, Sequence[Variant]]]:
-    """What is measured, the most telling first."""
+def measurements(modules: Modules) -> Iterator[dict[str, Any]]:
+    """All of them, the most telling first."""
     for work in KERNELS:
         for dtype in ("bfloat16", "float32", "float64"):
             variants = FLOAT64 if dtype == "float64" else LARGE
-            yield work, dtype, LARGE_BYTES // DTYPES[dtype].itemsize, variants
+            yield measure(modules, work, dtype, LARGE_BYTES // DTYPES[dtype].itemsize, variants)
+    for work in STEP_WORKS:
+        for dtype in ("float32", "bfloat16"):
+            for size in STEP_BYTES:
+                yield measure_step(modules, work, dtype, size // DTYPES[dtype].itemsize)
     for work in ("forward", "backward"):
         for dtype in ("float32", "bfloat16", "float64"):
             for size in SMALL_SIZES:
-                yield work, dtype, size, FLOAT64 if dtype == "float64" else SMALL
-    yield "forward", "float16", LARGE_BYTES // 2, LARGE
+                variants = FLOAT64 if dtype == "float64" else SMALL
+                yield measure(modules, work, dtype, size, variants)
+    yield measure(modules, "forward", "float16", LARGE_BYTES // 2, LARGE)
+
+
+def commit() -> str | None:
+    """The one checked out, where this is a repository."""
+    try:
+        command = ("git", "rev-parse", "HEAD")
+        done = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -391,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     document: dict[str, Any] = {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": os.environ.get("SOURCE_COMMIT"),
+        "commit": os.environ.get("SOURCE_COMMIT") or commit(),
         "gpu": None if chosen.offline else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
@@ -403,22 +481,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in lines(entry):
             print(line, flush=True)
         if chosen.json:
-            chosen.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            # At once, so that whoever copies the file finds a whole one.
+            new = chosen.json.with_suffix(".new")
+            new.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            new.replace(chosen.json)
 
     with tempfile.TemporaryDirectory() as folder:
-        modules = {name: load(edits, Path(folder)) for name, edits in SOURCES.items()}
+        sources = SOURCES | STEPS
+        modules = {name: load(edits, Path(folder)) for name, edits in sources.items()}
         if chosen.offline:
             for line in compile_all(modules):
                 print(line)
             return 0
-        for entry in differences(modules):
+        for entry in chain(differences(modules), measurements(modules)):
             keep(entry)
-        for work, dtype, size, variants in groups():
+            torch.cuda.empty_cache()
             if time.perf_counter() - start > chosen.seconds:
                 print("no time is left")
                 break
-            keep(measure(modules, work, dtype, size, variants))
-            torch.cuda.empty_cache()
     print(f"{time.perf_counter() - start:.0f} s")
     return 0
 

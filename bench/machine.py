@@ -107,7 +107,7 @@ def free_memory() -> int | None:
 
 def commit() -> dict[str, Any]:
     """The commit checked out, and whether the tree differs from it; None outside a repository.
-    SOURCE_COMMIT names the commit that the files were copied from where the copy cannot know.
+    SOURCE_COMMIT, where it is set, names the commit that the files are a copy of, and is believed.
 
     Results are no part of what was measured: one that was just written is no change.
     """

@@ -39,8 +39,8 @@ from bench.works import Buffers, bytes_moved, is_distinct, make_buffers, wrongne
 LARGEST_LATENCY_SIZE = 65_536
 
 # Rotating buffers must together exceed the cache, or the first set is still there on its return. On
-# a GPU by far: a copy, which has two tensors where a work has more, must not find more of them in
-# the cache than the work does.
+# a GPU they exceed it by far, so that a copy, which has two tensors where a work has more, finds no
+# more of them in the cache than the work does. Small tensors stay in it: there are too few sets.
 CACHES_FILLED = {"cpu": 2, "cuda": 8}
 MOST_INPUT_SETS = 64
 
@@ -56,7 +56,7 @@ LARGEST_MEMORY_SHARE = 0.8
 # Besides what the work itself reads and writes: what the layout skips, and float64 while checking.
 TENSORS_BESIDE = 3
 
-# A run that is killed loses no more than this; on a GPU, often one that is lent, rows take less.
+# A run that is killed loses no more than this. On a GPU rows take less time.
 SAVED_EVERY_SECONDS = {"cpu": 60.0, "cuda": 10.0}
 
 # What a call that moves a gigabyte takes until it is measured, with its buffers and checks, seen on

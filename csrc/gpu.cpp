@@ -193,12 +193,12 @@ bool launch(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
   const int64_t blocks = (count + found->launch.block_size - 1) / found->launch.block_size;
   if (blocks > std::numeric_limits<int32_t>::max()) return false;
 
+  // As many as a kernel has at the most, whatever number the driver gave.
   const void* no_memory = nullptr;
   std::array<void*, most_tensors + 1 + most_unused> parameters;
-  size_t at = 0;
-  for (; at < tensors.size(); ++at) parameters[at] = &pointers[at];
-  parameters[at++] = &count;
-  for (size_t i = 0; i < found->unused; ++i) parameters[at++] = &no_memory;
+  parameters.fill(&no_memory);
+  for (size_t i = 0; i < tensors.size(); ++i) parameters[i] = &pointers[i];
+  parameters[tensors.size()] = &count;
 
   const Driver& cuda = *driver();
   const c10::DeviceGuard guard(device);

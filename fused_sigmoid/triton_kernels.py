@@ -1,7 +1,7 @@
 """The GPU kernels and their launch: value and derivative of the sigmoid in one pass.
 
 Depends on torch, Triton and the generated constants; `ops.py` imports it on the first GPU tensor.
-The arithmetic is the one in csrc/numerics, operation for operation, so that the bits agree.
+The arithmetic is the one in csrc/numerics, with the same roundings, so that the bits agree.
 """
 
 # Kernels get their types from Triton at their launch.
@@ -94,10 +94,11 @@ def _quotient(numerator, sum):
     """numerator / sum, rounded to nearest.
 
     In float32 a quotient by the reciprocal and one rounded correction are enough for the numerators
-    and the sums that occur: the bits are the correctly rounded division's for each input, whatever
-    a reciprocal gives within two units in the last place. In general that division takes two steps
-    more, and a branch to a slow path for operands at the ends of the range, past which the compiler
-    moves nothing: the elements of a thread would divide one after another.
+    and the sums that occur: the bits were the correctly rounded division's for every input on an
+    H100, and are so under the interpreter for reciprocals two units in the last place off. In
+    general that division takes two steps more, and a branch to a slow path for operands at the ends
+    of the range, past which the compiler moves nothing: the elements of a thread would divide one
+    after another.
     """
     if sum.dtype == tl.float64:
         quotient = numerator / sum

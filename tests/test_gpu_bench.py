@@ -17,7 +17,18 @@ import pytest
 import torch
 
 from bench import __main__ as command_line
-from bench import goals, gpu_kernels, gpu_tables, machine, memory, peers, results, runs, works
+from bench import (
+    goals,
+    gpu_kernels,
+    gpu_tables,
+    machine,
+    memory,
+    peers,
+    results,
+    runs,
+    works,
+)
+from bench.report import size_text
 from bench.results import COPY, Cell, Result, Row, Spread
 
 SCRIPT = machine.ROOT / "bench" / "gpu_report.sh"
@@ -191,15 +202,22 @@ def test_tables_of_a_visit() -> None:
         "training",
     ]
     found = json.loads((gpu_tables.FOLDER / "variants.json").read_text(encoding="utf-8"))["found"]
-    text = gpu_tables.variants()
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in gpu_tables.variants().splitlines()
+    ]
     for entry in found:
-        if "microseconds" in entry:
-            for name, time_ in entry["microseconds"].items():
-                line = next(line for line in text.splitlines() if line.startswith(f"| {name} "))
-                assert line  # each variant has a line of its own
-                assert f"{time_:.2f}" in text
-        else:
+        if "microseconds" not in entry:
             assert (entry["values"], entry["derivatives"]) == (0, 0)
+            continue
+        size = f" {size_text(entry['size'])}" if entry["size"] <= 2**20 else ""
+        name = f"{entry['work']} {entry['dtype']}{size}"
+        (head,) = [at for at, row in enumerate(rows) if name in row]
+        shown = {
+            row[1]: row[rows[head].index(name)] for row in rows[head + 2 : rows.index([""], head)]
+        }
+        assert {name: float(time_) for name, time_ in shown.items() if time_} == {
+            name: round(time_, 2) for name, time_ in entry["microseconds"].items()
+        }
 
 
 @pytest.mark.parametrize(
@@ -292,7 +310,7 @@ def test_report_that_is_killed_leaves_the_parts_that_ended(tmp_path: Path) -> No
     # An interpreter that never ends the build.
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/sh\ncase "$*" in *fused_sigmoid*) exec sleep 60;; esac\n'
+        '#!/bin/sh\ncase "$*" in *fused_sigmoid*) exec sleep 20;; esac\n'
         f'exec {sys.executable} "$@"\n',
         encoding="utf-8",
     )
@@ -300,7 +318,7 @@ def test_report_that_is_killed_leaves_the_parts_that_ended(tmp_path: Path) -> No
     out = tmp_path / "out"
     with subprocess.Popen(
         [str(SCRIPT), "second", "50"],
-        env=os.environ | {"OUT": str(out), "PYTHON": str(python)},
+        env=os.environ | {"OUT": str(out), "PYTHON": str(python), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -325,12 +343,12 @@ def test_report_asks_which_visit(tmp_path: Path) -> None:
 
 def test_every_variant_is_an_edit_of_the_kernels(tmp_path: Path) -> None:
     variants = pytest.importorskip("bench.gpu_variants")
-    modules = {name: variants.load(edits, tmp_path) for name, edits in variants.SOURCES.items()}
+    sources = variants.SOURCES | variants.STEPS
+    modules = {name: variants.load(edits, tmp_path) for name, edits in sources.items()}
     texts = {Path(module.__file__).read_text(encoding="utf-8") for module in modules.values()}
     assert len(texts) == len(modules)
-    assert {
-        variant.source for variant in (*variants.LARGE, *variants.SMALL, *variants.FLOAT64)
-    } == set(modules)
+    timed = {variant.source for variant in (*variants.LARGE, *variants.SMALL, *variants.FLOAT64)}
+    assert timed | set(variants.STEPS) == set(modules)
     assert set(variants.SAME_BITS) < set(modules)
     with pytest.raises(ValueError, match="no longer has 'gone'"):
         variants.load([("gone", "")], tmp_path)

@@ -219,9 +219,9 @@ def test_machine_code_keeps_everything_in_registers(compiled, name, dtype, capab
     assert not re.search(r"\b(LDL|STL)\b", asm["sass"])
     used = static.resources(asm["cubin"])
     assert used["STACK"] == used["LOCAL"] == used["SHARED"] == 0
-    # 32 registers leave room for all 64 warps, 40 for 48 of them, 64 for 32.
-    forward = name == "_sigmoid_kernel"
-    assert used["REG"] <= (64 if dtype == "float64" else 32 if forward else 40)
+    # 32 registers leave room for all 64 warps, 40 for 48 of them.
+    in_float32 = name == "_sigmoid_kernel" and dtype != "float64"
+    assert used["REG"] <= (32 if in_float32 else 40)
 
 
 @every_kernel
@@ -260,14 +260,14 @@ def test_machine_code_has_no_float64(compiled, name, dtype, capability):
     assert not re.search(r"\b(D(ADD|FMA|MUL|SETP|MNMX)|MUFU\.\w+64H|F2F\.F64)", sass)
 
 
-# Instructions executed for one element of a whole block. Seen are up to 23.3, 26.1, 25.5, 10.8 and
-# 5.6; float64, which has more of a polynomial, has up to 52.6.
+# Instructions executed for one element of a whole block. Seen are up to 23.3, 26.1, 24.8, 10.0 and
+# 4.9; float64, which has more of a polynomial and two elements to share its addresses, up to 73.
 INSTRUCTIONS = {
     "_sigmoid_kernel": 23.5,
     "_sigmoid_with_derivative_kernel": 26.5,
-    "_backward_kernel": 26,
-    "_backward_from_output_kernel": 11,
-    "_backward_from_derivative_kernel": 6,
+    "_backward_kernel": 25,
+    "_backward_from_output_kernel": 10.5,
+    "_backward_from_derivative_kernel": 5,
 }
 
 
