@@ -14,8 +14,8 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
-visit=${1:-}
-case $visit in
+stage=${1:-}
+case $stage in
   first) seconds=${2:-240} ;;
   second) seconds=${2:-350} ;;
   *) sed -n '2,5s/^# \{0,1\}//p' bench/gpu_report.sh; exit 2 ;;
@@ -130,11 +130,11 @@ PYTHON
 export -f facts build memcheck counters
 
 gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")' 2>/dev/null)
-say "$visit visit, $(date -u +%F), ${gpu:-no GPU}"
+say "GPU report, $stage, $(date -u +%F), ${gpu:-no GPU}"
 part facts 20 14 bash -c facts
 
 # Beside the build, which it does not need.
-if [ "$visit" = first ] && [ -n "$gpu" ]; then
+if [ "$stage" = first ] && [ -n "$gpu" ]; then
   timeout -k 3 "$((seconds < 150 ? seconds : 150))" "$python" bench/gpu_variants.py \
     --json "$logs/variants.json" --seconds 75 >"$logs/variants.log" 2>&1 &
   variants=$!
@@ -147,7 +147,7 @@ tests=("$python" -m pytest -q --maxfail=8 -p no:cacheprovider -m gpu tests/test_
 bench=("$python" -m bench --device cuda --no-progress --no-pictures --row-seconds 0.2 --sample-seconds 0.0005)
 if [ -z "$gpu" ]; then
   skip "the rest" "torch sees no CUDA device"
-elif [ "$visit" = first ]; then
+elif [ "$stage" = first ]; then
   wait "$variants"
   code=$?
   variants=

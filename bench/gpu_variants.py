@@ -339,7 +339,7 @@ def _timed(
     for name, several in calls.items():
         try:
             graphs[name] = _captured(several, passes)
-        except Exception as error:  # one that fails is a line, not the end of a visit
+        except Exception as error:  # one that fails is a line, not the end of a run
             print(f"{work} {dtype} {size} {name}: {type(error).__name__}: {error}"[:200])
     times = _race(graphs, replays=1 if size >= LONG_SIZE else 4)
     return {

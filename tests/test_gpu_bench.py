@@ -195,7 +195,7 @@ def test_static_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(document["kernels"]) == 5 * 4 * 3
 
 
-def test_tables_of_a_visit() -> None:
+def test_tables_of_a_gpu() -> None:
     launches = gpu_tables.launches().splitlines()
     assert [line.split("|")[1].split(",")[0].strip() for line in launches[2:]] == [
         "forward-fresh",
@@ -258,9 +258,9 @@ def test_instructions_are_those_executed_and_told_apart() -> None:
         static.whole_block(SASS.replace("EXIT", "NOP"))
 
 
-def report(visit: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def report(stage: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(SCRIPT), visit, "60"],
+        [str(SCRIPT), stage, "60"],
         env=os.environ | {"OUT": str(folder)} | variables,
         capture_output=True,
         text=True,
@@ -285,9 +285,9 @@ without_gpu = pytest.mark.skipif(
 
 
 @without_gpu
-@pytest.mark.parametrize("visit", ["first", "second"])
-def test_report_without_a_gpu(visit: str, tmp_path: Path) -> None:
-    done = report(visit, tmp_path, PYTHON=sys.executable)
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_report_without_a_gpu(stage: str, tmp_path: Path) -> None:
+    done = report(stage, tmp_path, PYTHON=sys.executable)
     assert done.returncode == 0, done.stdout + done.stderr
     found = parts(tmp_path)
     assert set(found) >= {"facts", "build", "info", "the rest"}
@@ -335,7 +335,7 @@ def test_report_that_is_killed_leaves_the_parts_that_ended(tmp_path: Path) -> No
     assert list(parts(out)) == ["facts"]
 
 
-def test_report_asks_which_visit(tmp_path: Path) -> None:
+def test_report_asks_which_stage(tmp_path: Path) -> None:
     done = report("third", tmp_path)
     assert done.returncode == 2
     assert "first|second" in done.stdout
