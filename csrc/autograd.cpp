@@ -9,6 +9,7 @@
 #include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/hash.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -159,6 +160,18 @@ struct SigmoidBackwardFunction : Function<SigmoidBackwardFunction> {
   }
 };
 
+// Which part of a storage a tensor is and how it is laid out there, in a number.
+size_t layout_of(const at::Tensor& tensor) {
+  size_t layout = c10::hash_combine(static_cast<size_t>(tensor.storage_offset()),
+                                    static_cast<size_t>(tensor.scalar_type()));
+  for (const at::IntArrayRef numbers : {tensor.sizes(), tensor.strides()}) {
+    for (const int64_t number : numbers) {
+      layout = c10::hash_combine(layout, static_cast<size_t>(number));
+    }
+  }
+  return layout;
+}
+
 // A tensor that a node keeps.
 class Kept {
  public:
@@ -166,20 +179,34 @@ class Kept {
   Kept(const at::Tensor& tensor, bool is_output, bool is_in_place_on_view = false)
       : variable(tensor, is_output, is_in_place_on_view),
         counter_(torch::autograd::impl::version_counter(tensor)),
-        version_(counter_.current_version()),
-        bytes_(!is_output && is_plain_kind(tensor) ? tensor.storage().nbytes() : 0) {}
+        version_(counter_.current_version()) {}
+
+  // Of a tensor that others have: they can free its memory, or give it other memory or another
+  // shape by `x.data = y`, which are no writes that versions count.
+  static Kept watched(const at::Tensor& tensor, bool is_output) {
+    Kept kept(tensor, is_output);
+    if (is_plain_kind(tensor)) {
+      kept.storage_ = tensor.storage().getWeakStorageImpl();
+      kept.bytes_ = tensor.storage().nbytes();
+      kept.layout_ = layout_of(tensor);
+    }
+    return kept;
+  }
 
   // Whether it was kept.
   explicit operator bool() const { return counter_.enabled(); }
 
-  // Whether nobody has written to it since, as far as versions tell, nor freed its memory. A
+  // Whether nobody has written to it since, as far as versions tell, nor taken its memory away. A
   // SavedVariable says so only when it is unpacked, by an error, and nothing where hooks have
   // packed it.
   bool is_unchanged() const {
     if (!*this || counter_.current_version() != version_) return false;
     if (bytes_ == 0) return true;
     const auto tensor = variable.get_raw_data();
-    return !is_at_hand(tensor) || tensor->storage().nbytes() >= bytes_;
+    if (!is_at_hand(tensor)) return true;
+    // The weak reference keeps the address from being given to another storage.
+    return tensor->storage().unsafeGetStorageImpl() == storage_._unsafe_get_target() &&
+           tensor->storage().nbytes() >= bytes_ && layout_of(*tensor) == layout_;
   }
 
   // Whether it still has the history that it was kept with, which detach_() takes from it.
@@ -198,7 +225,8 @@ class Kept {
 
   c10::VariableVersion counter_{c10::VariableVersion::DISABLED};
   uint32_t version_ = 0;
-  size_t bytes_ = 0;
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage_{c10::intrusive_ptr<c10::StorageImpl>()};
+  size_t bytes_ = 0, layout_ = 0;
 };
 
 // What a gradient is computed from. What is undefined is not needed.
@@ -317,7 +345,7 @@ class SigmoidNode : public torch::autograd::Node {
     Results results = compute(input, keeps.derivative, /*in_place=*/false);
     torch::autograd::set_history(results.value, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
-    if (keeps.input) node->input_ = Kept(input, /*is_output=*/false);
+    if (keeps.input) node->input_ = Kept::watched(input, /*is_output=*/false);
     if (keeps.output) node->output_ = Kept(results.value, /*is_output=*/true);
     return std::move(results.value);
   }
@@ -341,8 +369,8 @@ class SigmoidNode : public torch::autograd::Node {
     const Results results = compute(input, /*with_derivative=*/true, /*in_place=*/false);
     torch::autograd::set_history(results.value, node);
     torch::autograd::set_history(results.derivative, node);
-    node->derivative_ = Kept(results.derivative, /*is_output=*/true);
-    node->input_ = Kept(input, /*is_output=*/false);
+    node->derivative_ = Kept::watched(results.derivative, /*is_output=*/true);
+    node->input_ = Kept::watched(input, /*is_output=*/false);
     node->output_ = Kept(results.value, /*is_output=*/true);
     return {results.value, results.derivative};
   }

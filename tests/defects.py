@@ -132,7 +132,7 @@ DEFECTS = (
     ),
     Defect(
         *("a kept tensor that was changed is taken for an unchanged one", "csrc/autograd.cpp"),
-        *("return *this && counter_.current_version() == version_;", "return bool(*this);"),
+        *("if (!*this || counter_.current_version() != version_)", "if (!*this)"),
         *(IN_PLACE, FAILED_TEST, True),
     ),
     Defect(

@@ -401,6 +401,58 @@ def test_memory_that_was_freed(size: int, saved: str) -> None:
     torch.testing.assert_close(leaf.grad, expected)
 
 
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_a_derivative_of_the_pair_that_was_freed(size: int) -> None:
+    leaf = torch.full((size,), 2.0, requires_grad=True)
+    value, derivative = sigmoid_with_derivative(leaf)
+    derivative.untyped_storage().resize_(0)
+    value.sum().backward()
+    assert leaf.grad is not None
+    expected = oracle.rounded(oracle.derivative(oracle.exact(leaf.detach())), torch.float32)
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+# By `x.data = y`, which no version counts: other numbers, another shape of the same or of other
+# memory, another dtype.
+GIVEN = {
+    "numbers": lambda data: torch.full_like(data, 3.0),
+    "transposed": lambda data: data.t(),
+    "a part": lambda data: data[:1],
+    "one column": lambda data: data.new_zeros(data.numel(), 1),
+    "the part at an offset": lambda data: torch.cat([data, data + 1])[len(data) :],
+    "dtype": lambda data: torch.zeros_like(data, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("columns", [3, 3000])
+@pytest.mark.parametrize("saved", ["auto", "derivative", "output", "input"])
+def test_given_other_memory(saved: str, columns: int, given: str) -> None:
+    points = torch.linspace(-3, 3, 2 * columns).view(2, columns)
+    leaf = points.clone().requires_grad_()
+    h = leaf * 1
+    y = sigmoid(h, saved=saved)
+    h.data = GIVEN[given](h.data)
+    if saved == "input":
+        with pytest.raises(RuntimeError, match="modified"):
+            y.sum().backward()
+        return
+    y.sum().backward()
+    assert leaf.grad is not None
+    expected = torch.sigmoid(points) * torch.sigmoid(-points)
+    torch.testing.assert_close(leaf.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_parameters_from_a_vector() -> None:
+    parameter = torch.nn.Parameter(torch.tensor([0.0, 1.0, 2.0]))
+    expected = torch.sigmoid(parameter.detach()) * torch.sigmoid(-parameter.detach())
+    y = sigmoid(parameter)
+    for value in (3.0, 4.0):  # the second may get the memory that the first one left
+        torch.nn.utils.vector_to_parameters(torch.full((3,), value), [parameter])
+    y.sum().backward()
+    torch.testing.assert_close(parameter.grad, expected)
+
+
 def test_detached_in_place_when_the_input_was_asked_for() -> None:
     leaf = torch.ones(3, requires_grad=True)
     for create_graph in (False, True):
