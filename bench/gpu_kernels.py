@@ -5,7 +5,7 @@ slow, so that a difference is printed when it is found.
     python -m bench.gpu_kernels [--dtypes float32 ...] [--sizes 1 1023 ...]
     python -m bench.gpu_kernels --past-the-end        an access that a memory checker has to see
 
-Depends on the package and Triton.
+Depends on the package, on Triton and on works for the dtypes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from bench.works import DTYPES
+
 UNARY = ("sigmoid", "sigmoid_with_derivative")
 BINARY = ("sigmoid_backward", "sigmoid_backward_from_output", "sigmoid_backward_from_derivative")
 # Each with whether one number is the whole gradient.
 CALLS = (*((name, False) for name in (*UNARY, *BINARY)), *((name, True) for name in BINARY))
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 SIZES = (1, 2, 1023, 1024, 1025, 4096, 100_003)
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -135,7 +135,7 @@ part facts 20 14 bash -c facts
 
 # Beside the build, which it does not need.
 if [ "$stage" = first ] && [ -n "$gpu" ]; then
-  timeout -k 3 "$((seconds < 150 ? seconds : 150))" "$python" bench/gpu_variants.py \
+  timeout -k 3 "$((seconds < 150 ? seconds : 150))" "$python" -m bench.gpu_variants \
     --json "$logs/variants.json" --seconds 75 >"$logs/variants.log" 2>&1 &
   variants=$!
 fi

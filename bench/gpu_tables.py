@@ -49,7 +49,7 @@ def variants() -> str:
     commit = (document["commit"] or "none")[:12]
     made = (
         f"{document['gpu']}, torch {document['torch']}, Triton {document['triton']}; commit "
-        f"{commit}, {document['date']}; `python bench/gpu_variants.py`."
+        f"{commit}, {document['date']}; `python -m bench.gpu_variants`."
         " In microseconds, of replayed graphs; with the elements of a block / its warps."
     )
     return "\n\n".join([*tables, made])

@@ -1,14 +1,15 @@
 """Which variant of the GPU kernels is the fastest, and whether it gives the present ones' bits.
 
-    python bench/gpu_variants.py [--json FILE] [--seconds S]     on a GPU; needs no built extension
-    python bench/gpu_variants.py --offline                       compiles every variant, on no GPU
+    python -m bench.gpu_variants [--json FILE] [--seconds S]     on a GPU; needs no built extension
+    python -m bench.gpu_variants --offline                       compiles every variant, on no GPU
 
 A variant is fused_sigmoid/triton_kernels.py, read as text, with one passage replaced: what is timed
 is the real source but for that. Device times are of replayed CUDA graphs over several input sets,
 which from 1 Mi elements on exceed the last cache. Variants take turns within each round; the median
 over the rounds counts. What is known is printed and written to the file at once.
 
-Depends on torch and Triton alone, and on the text of the two files that it reads.
+Depends on torch, Triton and the text of the two files that it reads; of the bench on works, static
+and timing.
 """
 
 from __future__ import annotations
@@ -34,17 +35,14 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.static import DTYPES as TRITON_NAMES
+from bench.timing import no_garbage_collection
+from bench.works import DTYPES
+
 PACKAGE = Path(__file__).resolve().parent.parent / "fused_sigmoid"
 CONSTANTS = "coefficients_of_variants"
 
 MI = 2**20
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-TRITON_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 STEP_WORKS = ("step", "step with a layer between")
 KERNELS = {"forward": "SIGMOID", "pair": "SIGMOID_WITH_DERIVATIVE", "backward": "BACKWARD"}
 
@@ -63,8 +61,9 @@ BITS_AT_A_TIME = 2**28
 
 CORRECTION = "tl.fma(tl.fma(_minus(sum), quotient, numerator), reciprocal, quotient)"
 # A step that ptxas has in its division for operands in the middle of the range.
-REFINED = ("_reciprocal(sum)\n", "_reciprocal(sum)\n        {}\n")
-REFINEMENT = "reciprocal = tl.fma(tl.fma(_minus(sum), reciprocal, 1.0), reciprocal, reciprocal)"
+REFINED = """_reciprocal(sum)
+        reciprocal = tl.fma(tl.fma(_minus(sum), reciprocal, 1.0), reciprocal, reciprocal)
+"""
 EXPONENTIAL = """    if x.dtype != tl.float64:
         power = tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [a * -1.44269504], tl.float32, True, 1
@@ -86,7 +85,7 @@ KEPT_LOAD = """tl.load(
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "present": (),
     "rounded division": (("elif _HAS_RECIPROCAL:", "elif False:"),),
-    "refined reciprocal": ((REFINED[0], REFINED[1].format(REFINEMENT)),),
+    "refined reciprocal": (("_reciprocal(sum)\n", REFINED),),
     # Wrong bits, for the time alone: what the correction costs, and the whole exponential.
     "no correction": ((CORRECTION, "quotient"),),
     "hardware exponential": (("    shifted = tl.fma(", EXPONENTIAL),),
@@ -384,15 +383,11 @@ def _captured(calls: Sequence[Call], passes: int) -> torch.cuda.CUDAGraph:
     torch.cuda.synchronize()
     # The collector must not free an earlier graph while this one is captured.
     gc.collect()
-    gc.disable()
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(passes):
-                for call in calls:
-                    call()
-    finally:
-        gc.enable()
+    graph = torch.cuda.CUDAGraph()
+    with no_garbage_collection(), torch.cuda.graph(graph):
+        for _ in range(passes):
+            for call in calls:
+                call()
     return graph
 
 

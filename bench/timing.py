@@ -125,7 +125,7 @@ def graph_sampler(calls: Sequence[Call], bytes_moved: int) -> Sampler:
     graph = torch.cuda.CUDAGraph()
     enough = min(CALLS_IN_A_GRAPH, math.ceil(BYTES_IN_A_GRAPH / bytes_moved))
     captured = max(1, math.ceil(enough / len(calls)))
-    with _no_garbage_collection(), torch.cuda.graph(graph):
+    with no_garbage_collection(), torch.cuda.graph(graph):
         for _ in range(captured):
             kept = [call() for call in calls]
     del kept
@@ -140,7 +140,7 @@ def measure_pair(
     elapsed: Callable[[], float] = time.perf_counter,
 ) -> Pairing:
     """Rounds of ours, theirs, theirs, ours: a machine that slows steadily favours neither."""
-    with _no_garbage_collection():
+    with no_garbage_collection():
         our_passes = _calibrate(ours, effort.sample_seconds)
         their_passes = _calibrate(theirs, effort.sample_seconds)
         our_calls, their_calls = 2 * our_passes * ours.calls, 2 * their_passes * theirs.calls
@@ -172,7 +172,7 @@ def _calibrate(sampler: Sampler, at_least: float) -> int:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:

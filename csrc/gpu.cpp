@@ -61,7 +61,6 @@ constexpr size_t most_tensors = 3;
 struct Added {
   Launch launch;
   void* context;
-  size_t unused;
 };
 
 constexpr size_t dtypes = 4;
@@ -96,18 +95,14 @@ bool is_device(c10::DeviceIndex device) {
   return device >= 0 && static_cast<size_t>(device) < devices;
 }
 
-// Sets the number of parameters that a kernel has beyond those passed: past the last the driver
-// answers with an error, of whatever kind. Returns what is not as expected, or "": all are to be of
-// 8 bytes, one after the other, and few more than passed.
-std::string count_unused_parameters(const Driver& driver, void* function, size_t passed,
-                                    size_t& unused) {
+// What of a kernel's parameters is not as expected, or "": all are to be of 8 bytes, one after the
+// other, and few more than passed. Past the last the driver answers with an error, of whatever
+// kind.
+std::string unexpected_parameters(const Driver& driver, void* function, size_t passed) {
   for (size_t i = 0; i <= passed + most_unused; ++i) {
     size_t offset = 0, size = 0;
     const int error = driver.parameter(function, i, &offset, &size);
-    if (error != success && i >= passed) {
-      unused = i - passed;
-      return "";
-    }
+    if (error != success && i >= passed) return "";
     if (error != success || size != sizeof(void*) || offset != i * sizeof(void*)) {
       return "parameter " + std::to_string(i) + " has error " + std::to_string(error) +
              ", offset " + std::to_string(offset) + ", size " + std::to_string(size);
@@ -162,15 +157,14 @@ std::string add(const Key& key, Launch launch) {
   const Driver* cuda = driver();
   if (cuda == nullptr) return "there is no CUDA driver, or one older than CUDA 12.4";
   const size_t kernel = static_cast<size_t>(key.kernel);
-  size_t unused = 0;
-  const std::string unexpected = count_unused_parameters(
-      *cuda, launch.function, operands[kernel] + results[kernel] + 1, unused);
+  const std::string unexpected =
+      unexpected_parameters(*cuda, launch.function, operands[kernel] + results[kernel] + 1);
   if (!unexpected.empty()) {
     return "the compiled kernel has other parameters than expected: " + unexpected;
   }
   void* context = nullptr;
   if (cuda->get_context(&context) != success || context == nullptr) return "no current context";
-  slot(key).store(new Added{std::move(launch), context, unused}, std::memory_order_release);
+  slot(key).store(new Added{std::move(launch), context}, std::memory_order_release);
   added_to_device[key.device].store(true, std::memory_order_release);
   return "";
 }
@@ -193,7 +187,7 @@ bool launch(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
   const int64_t blocks = (count + found->launch.block_size - 1) / found->launch.block_size;
   if (blocks > std::numeric_limits<int32_t>::max()) return false;
 
-  // As many as a kernel has at the most, whatever number the driver gave.
+  // As many as a kernel may have; the driver reads those that it has.
   const void* no_memory = nullptr;
   std::array<void*, most_tensors + 1 + most_unused> parameters;
   parameters.fill(&no_memory);
