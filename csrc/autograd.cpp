@@ -9,6 +9,7 @@
 #include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/hash.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -16,6 +17,7 @@
 
 #include <algorithm>
 
+#include "consumers.h"
 #include "ops.h"
 
 namespace fused_sigmoid::autograd {
@@ -32,6 +34,12 @@ using torch::autograd::variable_list;
 constexpr int64_t automatic_derivative_from = 16 << 10;
 constexpr int64_t automatic_derivative_to = 8 << 20;
 
+// Whether operations are recorded rather than run: by torch.compile, torch.export, make_fx.
+bool is_traced() {
+  using c10::impl::TorchDispatchModeTLS;
+  return TorchDispatchModeTLS::get_mode(c10::impl::TorchDispatchModeKey::PROXY).has_value();
+}
+
 // What a node keeps for its backward pass. A checkpoint takes what is kept the second time for what
 // was kept the first time, in the same order. So it follows from the call and the tensor alone,
 // never from what is active around them: dispatch modes, hooks, forward-mode AD.
@@ -41,6 +49,8 @@ struct Keeps {
 
 Keeps kept_for(Saved saved, const at::Tensor& input) {
   if (saved == Saved::output) return {false, false, true};
+  // Compilers compute the derivative where it is needed.
+  if (is_traced()) return {false, true, true};
   if (saved == Saved::input) return {false, true, false};
   if (saved == Saved::automatic) {
     // On a GPU memory traffic decides at every size: 5 element sizes with the input against 6. A
@@ -82,6 +92,11 @@ bool for_kernels(const at::Tensor& tensor) {
 // the caller and the device to see: dispatch modes, subclasses.
 bool is_composed(const at::Tensor& tensor) { return !is_plain(tensor) && has_kernel_dtype(tensor); }
 
+// Whether a transform of torch.func is active: below this level of it lie others.
+bool is_transformed() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
 // Halves are computed in float32 and rounded once.
 at::Tensor widened(const at::Tensor& tensor) {
   const at::ScalarType dtype = tensor.scalar_type();
@@ -112,17 +127,28 @@ void check_out(const at::Tensor& input, const at::Tensor& out, const char* op) {
   check_writable(out);
 }
 
-// sigma'(x) = t - t^2 in ATen operations, with e = exp(-|x|) and t = e / (1 + e). In float32 for
-// halves.
-at::Tensor composed_derivative(const at::Tensor& input) {
-  const at::Tensor wide = widened(input);
+// t = e / (1 + e) with e = exp(-|x|), the smaller of sigma(x) and 1 - sigma(x), in ATen operations.
+at::Tensor composed_smaller(const at::Tensor& wide) {
   // Either side of the selection has a derivative for all x, where abs() has none at 0. Without one
   // it is an operation less, and jagged tensors have it.
-  const bool is_differentiated = recorded(wide) || has_forward_gradient(wide);
+  const bool is_differentiated = recorded(wide) || has_forward_gradient(wide) || is_transformed();
   const at::Tensor magnitude = is_differentiated ? at::where(wide < 0, -wide, wide) : wide.abs();
   const at::Tensor e = (-magnitude).exp();
-  const at::Tensor t = e / (1 + e);
+  return e / (1 + e);
+}
+
+// sigma'(x) = t - t^2 likewise. In float32 for halves.
+at::Tensor composed_derivative(const at::Tensor& input) {
+  const at::Tensor t = composed_smaller(widened(input));
   return t - t * t;
+}
+
+// sigma(x), for a compiler: a backward pass that computes sigma'(x) from x shares its exponential,
+// and the negative tail is as small as it is, where that of compilers overflows.
+at::Tensor composed_value(const at::Tensor& input) {
+  const at::Tensor wide = widened(input);
+  const at::Tensor t = composed_smaller(wide);
+  return narrowed(at::where(wide < 0, t, 1 - t), input);
 }
 
 // grad * sigma'(input), for tensors that the kernels must not see: batched gradients, dual tensors,
@@ -232,6 +258,7 @@ class Kept {
 // What a gradient is computed from. What is undefined is not needed.
 struct Source {
   at::Tensor derivative, input, output;
+  at::Tensor value;  // the output again, for the factors that are formed of it
 };
 
 // grad * sigma'.
@@ -261,13 +288,53 @@ at::Tensor second_product(const at::Tensor& grad, const Source& from) {
   return narrowed(first_product(widened(grad), widely) * factor, grad);
 }
 
+// How many bits a number of the dtype has for its digits.
+int digits_of(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? 8 : dtype == at::kHalf ? 11 : dtype == at::kFloat ? 24 : 53;
+}
+
+// What the gradient of an output is multiplied by. docs/company.md
+enum class Factor : uint8_t {
+  derivative,  // sigma'(x)
+  product,     // y (1 - y), as of nn.Sigmoid
+  before_bce,  // max(y (1 - y), 1e-12), which nn.BCELoss divides by
+  at_exit,     // one of these, chosen when a compiled region runs, by what its output went to
+};
+
+struct Choice {
+  Factor factor = Factor::derivative;
+  // Of nn.BCELoss's input, and of what stands between, if that has fewer digits.
+  at::ScalarType loss_dtype = at::kFloat, narrowest_dtype = at::kFloat;
+  consumers::Exit exit = consumers::Exit::none;
+};
+
+Choice choice_for(const consumers::Uses& uses) {
+  if (uses.is_complement_divided) return {Factor::product};
+  if (uses.is_bce) return {Factor::before_bce, uses.loss_dtype, uses.narrowest_dtype};
+  return {};
+}
+
+// grad * the factor, for those that are formed of the value as it was rounded.
+at::Tensor product_from_value(const at::Tensor& grad, const at::Tensor& value,
+                              const Choice& choice) {
+  if (choice.factor == Factor::product) {
+    return autograd::sigmoid_backward_from_output(grad, value);
+  }
+  const at::ScalarType dtype = value.scalar_type();
+  const int digits = digits_of(choice.narrowest_dtype);
+  const bool is_rounded = digits < digits_of(dtype) && digits < digits_of(choice.loss_dtype);
+  return autograd::sigmoid_backward_before_bce(
+      grad, is_rounded ? value.to(choice.narrowest_dtype).to(dtype) : value, choice.loss_dtype);
+}
+
 // sigma and, where it is asked for, sigma' of the input, the former in the input's memory if so
 // wished. Forward-mode AD follows both; nothing is recorded.
 struct Results {
   at::Tensor value, derivative;
 };
 
-Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
+Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
+                Saved saved = Saved::automatic) {
   const at::Tensor& tangent = input._fw_grad(/*level=*/0);
   at::Tensor value_tangent, derivative_tangent;
   if (tangent.defined()) {
@@ -278,10 +345,10 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
     if (with_derivative) derivative_tangent = second_product(along, primal);
   }
   Results results;
-  if (is_composed(input)) {
+  if (is_composed(input) && !is_transformed()) {
     const at::NoGradGuard no_grad;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    if (!in_place) results.value = at::sigmoid(input);
+    if (!in_place) results.value = is_traced() ? composed_value(input) : at::sigmoid(input);
     if (with_derivative) results.derivative = narrowed(composed_derivative(input), input);
     if (in_place) {
       results.value = input;
@@ -291,7 +358,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
     if (with_derivative) {
       std::tie(results.value, results.derivative) = dispatched::sigmoid_with_derivative(input);
     } else {
-      results.value = dispatched::sigmoid(input);
+      results.value = dispatched::sigmoid(input, saved);
     }
   } else {
     results.value = input;
@@ -337,21 +404,23 @@ auto make_node(const at::Tensor& input) {
 // sigmoid_with_derivative(). A torch::autograd::Function would do the same and cost 2 us more in a
 // training step, for records of its in- and outputs that one elementwise tensor does not need: 10 %
 // of a whole step of one element. Nor could it pass over a kept tensor that was changed.
-class SigmoidNode : public torch::autograd::Node {
+class SigmoidNode : public consumers::Asking {
  public:
   static at::Tensor apply_to(const at::Tensor& input, Saved saved) {
     const auto node = make_node<SigmoidNode>(input);
+    node->enclosing_ = enclosing_uses();
     const Keeps keeps = kept_for(saved, input);
-    Results results = compute(input, keeps.derivative, /*in_place=*/false);
+    Results results = compute(input, keeps.derivative, /*in_place=*/false, saved);
     torch::autograd::set_history(results.value, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
-    if (keeps.input) node->input_ = Kept::watched(input, /*is_output=*/false);
+    if (keeps.input) node->input_ = kept_input(input);
     if (keeps.output) node->output_ = Kept(results.value, /*is_output=*/true);
     return std::move(results.value);
   }
 
   static void apply_in_place(const at::Tensor& input) {
     const auto node = make_node<SigmoidNode>(input);
+    node->enclosing_ = enclosing_uses();
     const Keeps keeps = kept_in_place(input);
     // The copy has the history that the input is about to lose.
     const at::Tensor copy = keeps.input ? input.clone() : at::Tensor();
@@ -365,12 +434,13 @@ class SigmoidNode : public torch::autograd::Node {
 
   static std::tuple<at::Tensor, at::Tensor> apply_to_pair(const at::Tensor& input) {
     const auto node = make_node<SigmoidNode>(input);
+    node->enclosing_ = enclosing_uses();
     node->is_pair_ = true;
     const Results results = compute(input, /*with_derivative=*/true, /*in_place=*/false);
     torch::autograd::set_history(results.value, node);
     torch::autograd::set_history(results.derivative, node);
     node->derivative_ = Kept::watched(results.derivative, /*is_output=*/true);
-    node->input_ = Kept::watched(input, /*is_output=*/false);
+    node->input_ = kept_input(input);
     node->output_ = Kept(results.value, /*is_output=*/true);
     return {results.value, results.derivative};
   }
@@ -385,17 +455,25 @@ class SigmoidNode : public torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {at::Tensor()};
-    const Source source = unpack(choose(/*needs_second=*/is_pair_ && grads[1].defined()));
-    if (!takes_derivative(grads[0], source)) return {gradient(grads, source)};
-    // Whoever runs this node again is told so, even if an error ends this backward pass here.
-    reset();
-    dispatched::sigmoid_backward_from_derivative_(grads[0], source.derivative);
-    return {source.derivative};
+    const Choice choice = grads[0].defined() ? choose_factor() : Choice();
+    Source source = unpack(choose(needs_first(grads, choice), needs_second(grads)));
+    if (takes_derivative(grads[0], source)) {
+      // Whoever runs this node again is told so, even if an error ends this backward pass here.
+      reset();
+      dispatched::sigmoid_backward_from_derivative_(grads[0], source.derivative);
+      return {source.derivative};
+    }
+    if (choice.factor != Factor::derivative) source.value = unpack_value();
+    return {gradient(grads, source, choice)};
   }
 
   // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    const Keeps chosen = choose(/*needs_second=*/is_pair_);
+    const Choice choice = choose_factor();
+    args.collect(static_cast<int64_t>(choice.factor));
+    args.collect(static_cast<int64_t>(choice.loss_dtype));
+    args.collect(static_cast<int64_t>(choice.narrowest_dtype));
+    const Keeps chosen = choose_for_compiler(choice);
     for (const bool is_chosen : {chosen.derivative, chosen.input, chosen.output}) {
       args.collect(is_chosen);
     }
@@ -407,7 +485,8 @@ class SigmoidNode : public torch::autograd::Node {
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
     namespace dynamo = torch::dynamo::autograd;
-    const Keeps chosen = choose(/*needs_second=*/is_pair_);
+    const Choice choice = choose_factor();
+    const Keeps chosen = choose_for_compiler(choice);
     if (chosen.derivative) swap.before(derivative_.variable);
     if (chosen.input) swap.before(input_.variable);
     if (chosen.output) swap.before(output_.variable);
@@ -416,11 +495,17 @@ class SigmoidNode : public torch::autograd::Node {
     for (const at::Tensor& tensor : {source.derivative, source.input, source.output}) {
       arguments.pack(tensor);
     }
+    for (const auto number :
+         {static_cast<int64_t>(choice.factor), static_cast<int64_t>(choice.loss_dtype),
+          static_cast<int64_t>(choice.narrowest_dtype)}) {
+      arguments.pack(number);
+    }
     const auto tensor = at::TensorType::get();
+    const auto number = at::IntType::get();
     const auto& compiler = dynamo::getPyCompilerInterface();
-    const std::string function =
-        compiler->bind_function(swap.get_py_compiler(), name(), traced, {tensor, tensor, tensor},
-                                /*is_custom_function=*/true, /*is_traceable=*/true);
+    const std::string function = compiler->bind_function(
+        swap.get_py_compiler(), name(), traced, {tensor, tensor, tensor, number, number, number},
+        /*is_custom_function=*/true, /*is_traceable=*/true);
     auto result = compiler->call_function(
         swap.get_py_compiler(), "apply_functional", function, grads, std::move(arguments).vec(),
         dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
@@ -438,9 +523,44 @@ class SigmoidNode : public torch::autograd::Node {
     output_.variable.reset_data();
   }
 
+  // What becomes of a node that is made while a checkpoint, say, computes again what the outputs of
+  // a node that is being run came from.
+  static consumers::Uses enclosing_uses() {
+    return consumers::is_in_pass() ? consumers::uses_of_running_node() : consumers::Uses();
+  }
+
+  // A compiler looks at no versions: what is kept is a copy, which a change of the input in place
+  // leaves as it is, and which costs nothing where there is no change.
+  static Kept kept_input(const at::Tensor& input) {
+    return is_traced() ? Kept(input.clone(), /*is_output=*/false)
+                       : Kept::watched(input, /*is_output=*/false);
+  }
+
+  Choice choose_factor() const {
+    auto [uses, exit] = consumers::consumer_of(*this);
+    if (exit != consumers::Exit::none && !uses.is_bce && !uses.is_complement_divided) {
+      if (!is_traced()) {
+        uses = consumers::beyond(enclosing_, exit);
+      } else if (!at::GradMode::is_enabled()) {
+        Choice choice{Factor::at_exit};
+        choice.exit = exit;
+        return choice;
+      }
+    }
+    return choice_for(uses);
+  }
+
+  // Whether the value's gradient is computed of sigma'(x), or of what nn.Sigmoid keeps by choice.
+  static bool needs_first(const variable_list& grads, const Choice& choice) {
+    return grads[0].defined() &&
+           (choice.factor == Factor::derivative || choice.factor == Factor::at_exit);
+  }
+  bool needs_second(const variable_list& grads) const { return is_pair_ && grads[1].defined(); }
+
   // What the gradients are computed from: the exact, unless it was changed, and no more than that.
   // Torch's sigmoid keeps its output alone, and models rely on it: x.mul_(x.sigmoid()).
-  Keeps choose(bool needs_second) const {
+  Keeps choose(bool needs_first, bool needs_second) const {
+    if (!needs_first && !needs_second) return {false, false, false};
     const bool derivative = derivative_.is_unchanged();
     const bool needs_history = at::GradMode::is_enabled();
     const bool input = input_.is_unchanged() && (!needs_history || input_.has_history());
@@ -451,10 +571,7 @@ class SigmoidNode : public torch::autograd::Node {
     }
     if (input) return {derivative, true, false};
     if (!output_) {
-      TORCH_CHECK(input_.is_unchanged(),
-                  "one of the variables needed for gradient computation has been modified by an "
-                  "inplace operation: the input of a sigmoid, which fused_sigmoid keeps under "
-                  "saved=\"input\". With saved=\"auto\" it may change, as with nn.Sigmoid");
+      check_input_unchanged();
       return {false, true, false};
     }
     if (input_) {
@@ -467,15 +584,50 @@ class SigmoidNode : public torch::autograd::Node {
     return {derivative, false, true};
   }
 
+  // The same for a compiler, and what the value is had from. A graph that was compiled serves with
+  // and without a gradient of the pair's derivative.
+  Keeps choose_for_compiler(const Choice& choice) const {
+    if (choice.factor == Factor::derivative) return choose(/*needs_first=*/true, is_pair_);
+    Keeps chosen = choose(/*needs_first=*/false, is_pair_);
+    (has_value() ? chosen.output : chosen.input) = true;
+    return chosen;
+  }
+
   Source unpack(const Keeps& chosen) {
     Source source;
     if (chosen.derivative) source.derivative = derivative_.variable.unpack(getptr());
-    if (chosen.input) {
-      // Without a node to stand in, torch says that an input was detached whose history is needed.
-      source.input = input_.variable.unpack(at::GradMode::is_enabled() ? nullptr : getptr());
-    }
+    if (chosen.input) source.input = unpack_input();
     if (chosen.output) source.output = output_.variable.unpack(getptr());
     return source;
+  }
+
+  at::Tensor unpack_input() {
+    // Without a node to stand in, torch says that an input was detached whose history is needed.
+    return input_.variable.unpack(at::GradMode::is_enabled() ? nullptr : getptr());
+  }
+
+  bool has_value() const { return output_.is_unchanged() || (output_ && !input_); }
+
+  // The value as it was rounded, with this node for its history.
+  at::Tensor unpack_value() {
+    if (has_value()) return output_.variable.unpack(getptr());
+    check_input_unchanged();
+    at::Tensor value;
+    {
+      const at::NoGradGuard no_grad;
+      value = compute(input_.variable.unpack(getptr()), /*with_derivative=*/false,
+                      /*in_place=*/false)
+                  .value;
+    }
+    if (!at::GradMode::is_enabled()) return value;
+    return SavedVariable(value, /*is_output=*/true).unpack(getptr());
+  }
+
+  void check_input_unchanged() const {
+    TORCH_CHECK(input_.is_unchanged(),
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation: the input of a sigmoid, which fused_sigmoid keeps under "
+                "saved=\"input\". With saved=\"auto\" it may change, as with nn.Sigmoid");
   }
 
   // Whether the gradient may take the memory of the kept derivative: nothing else holds it, and
@@ -508,14 +660,23 @@ class SigmoidNode : public torch::autograd::Node {
            (laid_out_alike || (derivative.is_non_overlapping_and_dense() && is_expanded_scalar));
   }
 
-  static at::Tensor gradient(const variable_list& grads, const Source& source) {
+  static at::Tensor gradient(const variable_list& grads, const Source& source,
+                             const Choice& choice) {
     at::Tensor sum;
-    if (grads[0].defined()) sum = first_product(grads[0], source);
+    if (grads[0].defined()) sum = first_term(grads[0], source, choice);
     if (grads.size() > 1 && grads[1].defined()) {
       const at::Tensor term = second_product(grads[1], source);
       sum = sum.defined() ? sum + term : term;
     }
     return sum;
+  }
+
+  static at::Tensor first_term(const at::Tensor& grad, const Source& source, const Choice& choice) {
+    if (choice.factor == Factor::derivative) return first_product(grad, source);
+    if (choice.factor != Factor::at_exit) return product_from_value(grad, source.value, choice);
+    const auto input = source.input.defined() ? std::optional(source.input) : std::nullopt;
+    return dispatched::sigmoid_backward_at_exit(grad, input, source.value,
+                                                static_cast<int64_t>(choice.exit));
   }
 
   static variable_list traced(const variable_list& grads, const std::vector<c10::IValue>& args) {
@@ -524,10 +685,16 @@ class SigmoidNode : public torch::autograd::Node {
     source.derivative = arguments.unpack<at::Tensor>();
     source.input = arguments.unpack<at::Tensor>();
     source.output = arguments.unpack<at::Tensor>();
-    return {gradient(grads, source)};
+    Choice choice;
+    choice.factor = static_cast<Factor>(arguments.unpack<int64_t>());
+    choice.loss_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+    choice.narrowest_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+    source.value = source.output.defined() ? source.output : at::sigmoid(source.input);
+    return {gradient(grads, source, choice)};
   }
 
   Kept derivative_, input_, output_;
+  consumers::Uses enclosing_;
   bool is_pair_ = false;
 };
 
@@ -537,7 +704,7 @@ bool is_followed(const at::Tensor& input) { return recorded(input) || has_forwar
 
 at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   if (recorded(input)) return SigmoidNode::apply_to(input, saved);
-  if (!has_forward_gradient(input)) return dispatched::sigmoid(input);
+  if (!has_forward_gradient(input) && !is_traced()) return dispatched::sigmoid(input, saved);
   return compute(input, /*with_derivative=*/false, /*in_place=*/false).value;
 }
 
@@ -589,11 +756,29 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
   return dispatched::sigmoid_backward_from_output(grad, output);
 }
 
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype) {
+  const at::Tensor y = output.to(loss_dtype);
+  const at::Tensor p = (1 - y) * y;
+  const at::Tensor q = p.clamp_min(1e-12);
+  return (grad.to(loss_dtype) * (p + (q - p).detach())).to(output.scalar_type());
+}
+
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative) {
   if (recorded(grad, derivative) || !for_kernels(grad) || !for_kernels(derivative)) {
     return grad * derivative;
   }
   return dispatched::sigmoid_backward_from_derivative(grad, derivative);
+}
+
+at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,
+                                    const at::Tensor& output, int64_t exit) {
+  const consumers::Uses uses =
+      consumers::beyond(consumers::uses_of_running_node(), static_cast<consumers::Exit>(exit));
+  const Choice choice = choice_for(uses);
+  if (choice.factor != Factor::derivative) return product_from_value(grad, output, choice);
+  return input.has_value() ? dispatched::sigmoid_backward(grad, *input)
+                           : dispatched::sigmoid_backward_from_output(grad, output);
 }
 
 }  // namespace fused_sigmoid::autograd

@@ -18,7 +18,7 @@ from . import formula
 
 
 @torch.library.register_fake("fused_sigmoid::sigmoid")
-def _(input: Tensor) -> Tensor:
+def _(input: Tensor, *, saved: str = "auto") -> Tensor:
     return torch.sigmoid(input)
 
 
@@ -45,6 +45,11 @@ def _(grad: Tensor, other: Tensor) -> Tensor:
     return torch.mul(grad, other)
 
 
+@torch.library.register_fake("fused_sigmoid::sigmoid_backward_at_exit")
+def _(grad: Tensor, input: Tensor | None, output: Tensor, exit: int) -> Tensor:
+    return torch.mul(grad, output)
+
+
 # Batching rules: an elementwise operator only has to bring the batch dimensions together.
 
 
@@ -52,10 +57,12 @@ def _register_batching(name: str) -> None:
     operator = getattr(torch.ops.fused_sigmoid, name)
     outputs = len(operator.default._schema.returns)
 
-    def rule(_: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Any, Any]:
+    def rule(
+        _: Any, in_dims: tuple[int | None, ...], *tensors: Tensor, **options: Any
+    ) -> tuple[Any, Any]:
         rank = max(t.dim() - (d is not None) for t, d in zip(tensors, in_dims, strict=True))
         result = operator(
-            *(_batch_first(t, d, rank) for t, d in zip(tensors, in_dims, strict=True))
+            *(_batch_first(t, d, rank) for t, d in zip(tensors, in_dims, strict=True)), **options
         )
         return result, {0: None, 1: 0, 2: (0, 0)}[outputs]
 
@@ -130,7 +137,7 @@ def _write(out: Tensor, value: Tensor, input: Tensor) -> None:
 
 
 @torch.library.impl("fused_sigmoid::sigmoid", "CUDA")
-def _(input: Tensor) -> Tensor:
+def _(input: Tensor, *, saved: str = "auto") -> Tensor:
     return cuda_kernels().sigmoid(_real(input))
 
 
