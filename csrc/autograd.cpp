@@ -3,7 +3,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/result_type.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/where.h>
@@ -594,6 +596,24 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
     return grad * derivative;
   }
   return dispatched::sigmoid_backward_from_derivative(grad, derivative);
+}
+
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype) {
+  if (!recorded(grad, output) && for_kernels(grad) && for_kernels(output)) {
+    return dispatched::sigmoid_backward_before_bce(grad, output, loss_dtype);
+  }
+  const auto converted = [](const at::Tensor& tensor, at::ScalarType dtype) {
+    return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+  };
+  const at::Tensor y = converted(output, loss_dtype);
+  const at::Tensor product = (1 - y) * y;
+  // What is multiplied by is what the loss divided by, a constant; the derivative is the sigmoid's,
+  // also where the floor was the larger. Adding the product less itself gives it that and adds
+  // exactly 0.
+  const at::Tensor divisor = at::clamp_min(product.detach(), 1e-12f);
+  const at::Tensor result = converted(grad, loss_dtype) * (divisor + (product - product.detach()));
+  return converted(result, at::result_type(grad, output));
 }
 
 }  // namespace fused_sigmoid::autograd

@@ -58,10 +58,10 @@ auto find(const char* name) {
 bool is_direct(const at::Tensor& tensor) { return tensor.is_cpu() && is_plain(tensor); }
 
 // A kernel without dispatch; a profiler sees it as it sees an operator.
-template <class Kernel, class... Tensors>
-auto call_direct(const char* name, Kernel kernel, const Tensors&... tensors) {
-  RECORD_FUNCTION(name, std::vector<c10::IValue>({tensors...}));
-  return kernel(tensors...);
+template <class Kernel, class... Arguments>
+auto call_direct(const char* name, Kernel kernel, const Arguments&... arguments) {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>({arguments...}));
+  return kernel(arguments...);
 }
 
 // A GPU kernel that was compiled before, likewise. None of results where it was not.
@@ -94,6 +94,7 @@ using UnaryOut = void(const at::Tensor&, at::Tensor);
 using Pair = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&);
 using PairOut = void(const at::Tensor&, at::Tensor, at::Tensor);
 using Binary = at::Tensor(const at::Tensor&, const at::Tensor&);
+using BinaryWithDtype = at::Tensor(const at::Tensor&, const at::Tensor&, at::ScalarType);
 
 }  // namespace
 
@@ -205,6 +206,27 @@ void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor&
   derivative.mul_(grad);
 }
 
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype) {
+  if (is_direct(grad) && is_direct(output)) {
+    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
+                       cpu::sigmoid_backward_before_bce, grad, output, loss_dtype);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = find<BinaryWithDtype>("fused_sigmoid::sigmoid_backward_before_bce");
+  return op.call(grad, output, loss_dtype);
+}
+
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory) {
+  if (is_direct(grad) && is_direct(output) && is_direct(memory)) {
+    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
+                       cpu::sigmoid_backward_before_bce_into, grad, output, loss_dtype, memory);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  memory.copy_(sigmoid_backward_before_bce(grad, output, loss_dtype));
+}
+
 }  // namespace dispatched
 
 namespace {
@@ -225,6 +247,8 @@ TORCH_LIBRARY(fused_sigmoid, library) {
   library.def("sigmoid_backward(Tensor grad, Tensor input) -> Tensor");
   library.def("sigmoid_backward_from_output(Tensor grad, Tensor output) -> Tensor");
   library.def("sigmoid_backward_from_derivative(Tensor grad, Tensor derivative) -> Tensor");
+  library.def(
+      "sigmoid_backward_before_bce(Tensor grad, Tensor output, ScalarType loss_dtype) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fused_sigmoid, CPU, library) {
@@ -236,6 +260,7 @@ TORCH_LIBRARY_IMPL(fused_sigmoid, CPU, library) {
   library.impl("sigmoid_backward", cpu::sigmoid_backward);
   library.impl("sigmoid_backward_from_output", cpu::sigmoid_backward_from_output);
   library.impl("sigmoid_backward_from_derivative", cpu::sigmoid_backward_from_derivative);
+  library.impl("sigmoid_backward_before_bce", cpu::sigmoid_backward_before_bce);
 }
 
 TORCH_LIBRARY_IMPL(fused_sigmoid, Autograd, library) {
@@ -247,4 +272,5 @@ TORCH_LIBRARY_IMPL(fused_sigmoid, Autograd, library) {
   library.impl("sigmoid_backward", autograd::sigmoid_backward);
   library.impl("sigmoid_backward_from_output", autograd::sigmoid_backward_from_output);
   library.impl("sigmoid_backward_from_derivative", autograd::sigmoid_backward_from_derivative);
+  library.impl("sigmoid_backward_before_bce", autograd::sigmoid_backward_before_bce);
 }

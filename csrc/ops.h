@@ -22,6 +22,12 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
 // Into the derivative's memory, for tensors of one shape and dtype.
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
+// For an output that nn.BCELoss was computed from in `loss_dtype`.
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype);
+// Into memory with the output's shape, dtype and dense layout, which neither operand lies in.
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory);
 }  // namespace cpu
 
 // Without autograd, on any device that has kernels. ops.cpp
@@ -34,6 +40,10 @@ at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
 at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype);
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory);
 }  // namespace dispatched
 
 // With autograd, of every order; forward-mode AD follows what has no `out`. autograd.cpp
@@ -48,6 +58,8 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
 at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
 at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype);
 }  // namespace autograd
 
 // Whether kernels may be called on the tensor directly: strided, on a CPU or CUDA device, with
