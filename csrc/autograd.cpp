@@ -3,7 +3,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/result_type.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/where.h>
@@ -23,8 +25,7 @@
 namespace fused_sigmoid::autograd {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
+using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
@@ -160,31 +161,25 @@ at::Tensor composed_backward(const at::Tensor& grad, const at::Tensor& input) {
 // sigma'' / sigma' = -tanh(x / 2), which is exact on both tails and at 0.
 at::Tensor slope(const at::Tensor& wide) { return (wide * -0.5).tanh(); }
 
-struct SigmoidBackwardFunction : Function<SigmoidBackwardFunction> {
-  static constexpr bool is_traceable = true;
-
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& input) {
-    ctx->set_materialize_grads(false);
-    ctx->save_for_backward({grad, input});
-    return dispatched::sigmoid_backward(grad, input);
+// A node, held by std::shared_ptr or, in newer releases of torch, by c10::intrusive_ptr.
+template <class T>
+auto make_node() {
+  using Base = decltype(std::declval<T&>().getptr());
+  if constexpr (std::is_same_v<Base, std::shared_ptr<torch::autograd::Node>>) {
+    // Unqualified, so that releases without this function compile.
+    return std::shared_ptr<T>(new T, [](T* made) { deleteNode(made); });
+  } else {
+    return c10::make_intrusive<T>();
   }
+}
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const at::Tensor& outer = grads[0];
-    if (!outer.defined()) return {at::Tensor(), at::Tensor()};
-    const auto saved = ctx->get_saved_variables();
-    const at::Tensor &grad = saved[0], &input = saved[1];
-    at::Tensor grad_grad, grad_input;
-    // Qualified, since the arguments' namespace has a sigmoid_backward as well.
-    if (ctx->needs_input_grad(0)) grad_grad = autograd::sigmoid_backward(outer, input);
-    if (ctx->needs_input_grad(1)) {
-      const at::Tensor wide = widened(input);
-      const at::Tensor product = widened(outer) * widened(grad);
-      grad_input = narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), input);
-    }
-    return {grad_grad, grad_input};
-  }
-};
+// A node behind the tensors.
+template <class T, class... Tensors>
+auto make_node_behind(const Tensors&... tensors) {
+  auto node = make_node<T>();
+  node->set_next_edges(torch::autograd::collect_next_edges(tensors...));
+  return node;
+}
 
 // Which part of a storage a tensor is and how it is laid out there, in a number.
 size_t layout_of(const at::Tensor& tensor) {
@@ -295,10 +290,11 @@ int digits_of(at::ScalarType dtype) {
 
 // What the gradient of an output is multiplied by. docs/company.md
 enum class Factor : uint8_t {
-  derivative,  // sigma'(x)
-  product,     // y (1 - y), as of nn.Sigmoid
-  before_bce,  // max(y (1 - y), 1e-12), which nn.BCELoss divides by
-  at_exit,     // one of these, chosen when a compiled region runs, by what its output went to
+  derivative,         // sigma'(x)
+  product,            // y (1 - y), as of nn.Sigmoid
+  before_bce,         // max(y (1 - y), 1e-12), which nn.BCELoss divides by
+  before_second_bce,  // what the second derivative of nn.BCELoss divides by, over that
+  at_exit,  // one of these, chosen when a compiled region runs, by what its output went to
 };
 
 struct Choice {
@@ -311,7 +307,22 @@ struct Choice {
 Choice choice_for(const consumers::Uses& uses) {
   if (uses.is_complement_divided) return {Factor::product};
   if (uses.is_bce) return {Factor::before_bce, uses.loss_dtype, uses.narrowest_dtype};
+  if (uses.is_second_bce) {
+    return {Factor::before_second_bce, uses.loss_dtype, uses.narrowest_dtype};
+  }
   return {};
+}
+
+// The factor of a second pass, which goes through the node of nn.BCELoss's own gradient: that
+// divides by the square of (y + 1e-12) (1 - y + 1e-12), and its gradient was multiplied by what the
+// loss divides by.
+at::Tensor product_before_second_bce(const at::Tensor& grad, const at::Tensor& value,
+                                     const Choice& choice) {
+  constexpr double floor = 1e-12;
+  const at::Tensor y = value.to(choice.narrowest_dtype).to(choice.loss_dtype);
+  const at::Tensor divisor = (y + floor).square() * (1 - y + floor).square();
+  const at::Tensor multiplied = ((1 - y) * y).clamp_min(floor);
+  return narrowed(grad.to(choice.loss_dtype) * (divisor / multiplied), grad);
 }
 
 // grad * the factor, for those that are formed of the value as it was rounded.
@@ -320,12 +331,155 @@ at::Tensor product_from_value(const at::Tensor& grad, const at::Tensor& value,
   if (choice.factor == Factor::product) {
     return autograd::sigmoid_backward_from_output(grad, value);
   }
+  if (choice.factor == Factor::before_second_bce) {
+    return product_before_second_bce(grad, value, choice);
+  }
   const at::ScalarType dtype = value.scalar_type();
   const int digits = digits_of(choice.narrowest_dtype);
   const bool is_rounded = digits < digits_of(dtype) && digits < digits_of(choice.loss_dtype);
   return autograd::sigmoid_backward_before_bce(
       grad, is_rounded ? value.to(choice.narrowest_dtype).to(dtype) : value, choice.loss_dtype);
 }
+
+// The arguments of a node's gradient as compiled autograd passes them to a function of its own: the
+// variables in place of which it has proxies, and numbers.
+using Numbers = std::array<int64_t, 3>;
+
+Numbers numbers_of(const Choice& choice) {
+  return {static_cast<int64_t>(choice.factor), static_cast<int64_t>(choice.loss_dtype),
+          static_cast<int64_t>(choice.narrowest_dtype)};
+}
+
+Choice choice_of(torch::dynamo::autograd::PackedArgs& arguments) {
+  Choice choice;
+  choice.factor = static_cast<Factor>(arguments.unpack<int64_t>());
+  choice.loss_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+  choice.narrowest_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+  return choice;
+}
+
+using Traced = variable_list(const variable_list& grads, const std::vector<c10::IValue>& arguments);
+
+variable_list call_traced(const Node& node, Traced* function, const variable_list& grads,
+                          const std::array<at::Tensor, 3>& tensors, const Choice& choice,
+                          torch::dynamo::autograd::SwapSavedVariables& swap) {
+  namespace dynamo = torch::dynamo::autograd;
+  dynamo::PackedArgs arguments;
+  for (const at::Tensor& tensor : tensors) arguments.pack(tensor);
+  for (const int64_t number : numbers_of(choice)) arguments.pack(number);
+  std::vector<at::TypePtr> types(tensors.size(), at::TensorType::get());
+  types.resize(types.size() + numbers_of(choice).size(), at::IntType::get());
+  const auto& compiler = dynamo::getPyCompilerInterface();
+  const std::string name =
+      compiler->bind_function(swap.get_py_compiler(), node.name(), function, types,
+                              /*is_custom_function=*/true, /*is_traceable=*/true);
+  return compiler->call_function(
+      swap.get_py_compiler(), "apply_functional", name, grads, std::move(arguments).vec(),
+      dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+          dynamo::get_input_metadata(node.next_edges())));
+}
+
+// The node of a gradient that may be differentiated: grad * factor, where the factor is sigma' of
+// an input, or max(y (1 - y), 1e-12) of a value y whose input has its gradient from here directly.
+class ProductNode : public Node {
+ public:
+  static at::Tensor apply_to(const at::Tensor& grad, const at::Tensor& input) {
+    const auto node = make_node_behind<ProductNode>(grad, input);
+    const at::Tensor result = dispatched::sigmoid_backward(grad, input);
+    torch::autograd::set_history(result, node);
+    node->grad_ = SavedVariable(grad, /*is_output=*/false);
+    node->source_ = SavedVariable(input, /*is_output=*/false);
+    return result;
+  }
+
+  static at::Tensor apply_to(const at::Tensor& grad, const at::Tensor& value, const Choice& choice,
+                             const torch::autograd::Edge& input) {
+    const auto node = make_node<ProductNode>();
+    node->set_next_edges({torch::autograd::impl::gradient_edge(grad), input});
+    at::Tensor result;
+    {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      result = product_from_value(grad, value, choice);
+    }
+    torch::autograd::set_history(result, node);
+    node->grad_ = SavedVariable(grad, /*is_output=*/false);
+    node->source_ = SavedVariable(value, /*is_output=*/false);
+    node->choice_ = choice;
+    return result;
+  }
+
+  std::string name() const override { return "FusedSigmoidBackwardBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    grad_.reset_data();
+    source_.reset_data();
+  }
+
+  variable_list apply(variable_list&& outer) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return gradients(outer[0], grad_.unpack(), source_.unpack(), choice_, next_edge(1),
+                     task_should_compute_output(0), task_should_compute_output(1));
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    for (const int64_t number : numbers_of(choice_)) args.collect(number);
+    args.collect(grad_, /*is_output=*/false);
+    args.collect(source_, /*is_output=*/false);
+  }
+
+  variable_list apply_with_saved(const variable_list& outer,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    swap.before(grad_);
+    swap.before(source_);
+    auto result =
+        call_traced(*this, traced, outer, {grad_.unpack(), source_.unpack(), {}}, choice_, swap);
+    swap.after(grad_);
+    swap.after(source_);
+    return result;
+  }
+
+ private:
+  static variable_list gradients(const at::Tensor& outer, const at::Tensor& grad,
+                                 const at::Tensor& source, const Choice& choice,
+                                 const torch::autograd::Edge& input, bool needs_grad,
+                                 bool needs_input) {
+    if (!outer.defined()) return {at::Tensor(), at::Tensor()};
+    at::Tensor grad_grad, grad_input;
+    if (choice.factor == Factor::derivative) {
+      if (needs_grad) grad_grad = autograd::sigmoid_backward(outer, source);
+      if (needs_input) {
+        const at::Tensor wide = widened(source);
+        const at::Tensor product = widened(outer) * widened(grad);
+        grad_input = narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), source);
+      }
+    } else {
+      if (needs_grad) grad_grad = product_or_node(outer, source, choice, input);
+      if (needs_input) {
+        const at::Tensor product = product_or_node(outer * grad, source, choice, input);
+        grad_input = narrowed(widened(product) * (1 - 2 * widened(source)), source);
+      }
+    }
+    return {grad_grad, grad_input};
+  }
+
+  static at::Tensor product_or_node(const at::Tensor& grad, const at::Tensor& value,
+                                    const Choice& choice, const torch::autograd::Edge& input) {
+    return recorded(grad, value) ? apply_to(grad, value, choice, input)
+                                 : product_from_value(grad, value, choice);
+  }
+
+  static variable_list traced(const variable_list& outer, const std::vector<c10::IValue>& args) {
+    torch::dynamo::autograd::PackedArgs arguments(args);
+    const auto grad = arguments.unpack<at::Tensor>(), source = arguments.unpack<at::Tensor>();
+    arguments.unpack<at::Tensor>();
+    return gradients(outer[0], grad, source, choice_of(arguments), {}, /*needs_grad=*/true,
+                     /*needs_input=*/true);
+  }
+
+  SavedVariable grad_, source_;
+  Choice choice_;
+};
 
 // sigma and, where it is asked for, sigma' of the input, the former in the input's memory if so
 // wished. Forward-mode AD follows both; nothing is recorded.
@@ -341,7 +495,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
     const Source primal = {{}, input._fw_primal(/*level=*/0), {}};
     // What is kept for a gradient of the tangent must not be overwritten by the value's.
     const at::Tensor along = in_place ? tangent.clone() : tangent;
-    value_tangent = first_product(along, primal);
+    if (saved != Saved::output) value_tangent = first_product(along, primal);
     if (with_derivative) derivative_tangent = second_product(along, primal);
   }
   Results results;
@@ -371,6 +525,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
     }
   }
   if (tangent.defined()) {
+    if (saved == Saved::output) value_tangent = at::sigmoid_backward(tangent, results.value);
     if (in_place) {
       const at::Tensor own = tangent;
       value_tangent = own.copy_(value_tangent);
@@ -383,23 +538,6 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
   return results;
 }
 
-// A node behind the input, held by std::shared_ptr or, in newer releases of torch, by
-// c10::intrusive_ptr.
-template <class T>
-auto make_node(const at::Tensor& input) {
-  const auto node = [] {
-    using Base = decltype(std::declval<T&>().getptr());
-    if constexpr (std::is_same_v<Base, std::shared_ptr<torch::autograd::Node>>) {
-      // Unqualified, so that releases without this function compile.
-      return std::shared_ptr<T>(new T, [](T* made) { deleteNode(made); });
-    } else {
-      return c10::make_intrusive<T>();
-    }
-  }();
-  node->set_next_edges(torch::autograd::collect_next_edges(input));
-  return node;
-}
-
 // The node that sigmoid() adds to the autograd graph, in place or not, and with two outputs
 // sigmoid_with_derivative(). A torch::autograd::Function would do the same and cost 2 us more in a
 // training step, for records of its in- and outputs that one elementwise tensor does not need: 10 %
@@ -407,7 +545,7 @@ auto make_node(const at::Tensor& input) {
 class SigmoidNode : public consumers::Asking {
  public:
   static at::Tensor apply_to(const at::Tensor& input, Saved saved) {
-    const auto node = make_node<SigmoidNode>(input);
+    const auto node = make_node_behind<SigmoidNode>(input);
     node->enclosing_ = enclosing_uses();
     const Keeps keeps = kept_for(saved, input);
     Results results = compute(input, keeps.derivative, /*in_place=*/false, saved);
@@ -419,7 +557,7 @@ class SigmoidNode : public consumers::Asking {
   }
 
   static void apply_in_place(const at::Tensor& input) {
-    const auto node = make_node<SigmoidNode>(input);
+    const auto node = make_node_behind<SigmoidNode>(input);
     node->enclosing_ = enclosing_uses();
     const Keeps keeps = kept_in_place(input);
     // The copy has the history that the input is about to lose.
@@ -433,7 +571,7 @@ class SigmoidNode : public consumers::Asking {
   }
 
   static std::tuple<at::Tensor, at::Tensor> apply_to_pair(const at::Tensor& input) {
-    const auto node = make_node<SigmoidNode>(input);
+    const auto node = make_node_behind<SigmoidNode>(input);
     node->enclosing_ = enclosing_uses();
     node->is_pair_ = true;
     const Results results = compute(input, /*with_derivative=*/true, /*in_place=*/false);
@@ -464,15 +602,19 @@ class SigmoidNode : public consumers::Asking {
       return {source.derivative};
     }
     if (choice.factor != Factor::derivative) source.value = unpack_value();
+    if (choice.factor == Factor::before_bce && recorded(grads[0], source.value) &&
+        !has_forward_gradient(grads[0]) && !has_forward_gradient(source.value)) {
+      const at::Tensor first = ProductNode::apply_to(grads[0], source.value, choice, next_edge(0));
+      if (!needs_second(grads)) return {first};
+      return {first + second_product(grads[1], source)};
+    }
     return {gradient(grads, source, choice)};
   }
 
   // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     const Choice choice = choose_factor();
-    args.collect(static_cast<int64_t>(choice.factor));
-    args.collect(static_cast<int64_t>(choice.loss_dtype));
-    args.collect(static_cast<int64_t>(choice.narrowest_dtype));
+    for (const int64_t number : numbers_of(choice)) args.collect(number);
     const Keeps chosen = choose_for_compiler(choice);
     for (const bool is_chosen : {chosen.derivative, chosen.input, chosen.output}) {
       args.collect(is_chosen);
@@ -484,32 +626,14 @@ class SigmoidNode : public consumers::Asking {
 
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
-    namespace dynamo = torch::dynamo::autograd;
     const Choice choice = choose_factor();
     const Keeps chosen = choose_for_compiler(choice);
     if (chosen.derivative) swap.before(derivative_.variable);
     if (chosen.input) swap.before(input_.variable);
     if (chosen.output) swap.before(output_.variable);
     const Source source = unpack(chosen);
-    dynamo::PackedArgs arguments;
-    for (const at::Tensor& tensor : {source.derivative, source.input, source.output}) {
-      arguments.pack(tensor);
-    }
-    for (const auto number :
-         {static_cast<int64_t>(choice.factor), static_cast<int64_t>(choice.loss_dtype),
-          static_cast<int64_t>(choice.narrowest_dtype)}) {
-      arguments.pack(number);
-    }
-    const auto tensor = at::TensorType::get();
-    const auto number = at::IntType::get();
-    const auto& compiler = dynamo::getPyCompilerInterface();
-    const std::string function = compiler->bind_function(
-        swap.get_py_compiler(), name(), traced, {tensor, tensor, tensor, number, number, number},
-        /*is_custom_function=*/true, /*is_traceable=*/true);
-    auto result = compiler->call_function(
-        swap.get_py_compiler(), "apply_functional", function, grads, std::move(arguments).vec(),
-        dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
-            dynamo::get_input_metadata(next_edges())));
+    auto result = call_traced(*this, traced, grads,
+                              {source.derivative, source.input, source.output}, choice, swap);
     if (chosen.derivative) swap.after(derivative_.variable);
     if (chosen.input) swap.after(input_.variable);
     if (chosen.output) swap.after(output_.variable);
@@ -532,13 +656,14 @@ class SigmoidNode : public consumers::Asking {
   // A compiler looks at no versions: what is kept is a copy, which a change of the input in place
   // leaves as it is, and which costs nothing where there is no change.
   static Kept kept_input(const at::Tensor& input) {
-    return is_traced() ? Kept(input.clone(), /*is_output=*/false)
-                       : Kept::watched(input, /*is_output=*/false);
+    return is_traced() || is_transformed() ? Kept(input.clone(), /*is_output=*/false)
+                                           : Kept::watched(input, /*is_output=*/false);
   }
 
   Choice choose_factor() const {
     auto [uses, exit] = consumers::consumer_of(*this);
-    if (exit != consumers::Exit::none && !uses.is_bce && !uses.is_complement_divided) {
+    if (exit != consumers::Exit::none && !uses.is_bce && !uses.is_second_bce &&
+        !uses.is_complement_divided) {
       if (!is_traced()) {
         uses = consumers::beyond(enclosing_, exit);
       } else if (!at::GradMode::is_enabled()) {
@@ -685,10 +810,7 @@ class SigmoidNode : public consumers::Asking {
     source.derivative = arguments.unpack<at::Tensor>();
     source.input = arguments.unpack<at::Tensor>();
     source.output = arguments.unpack<at::Tensor>();
-    Choice choice;
-    choice.factor = static_cast<Factor>(arguments.unpack<int64_t>());
-    choice.loss_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
-    choice.narrowest_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+    const Choice choice = choice_of(arguments);
     source.value = source.output.defined() ? source.output : at::sigmoid(source.input);
     return {gradient(grads, source, choice)};
   }
@@ -743,10 +865,26 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
 }
 
 at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
-  if (!for_kernels(grad) || !for_kernels(input)) return composed_backward(grad, input);
+  if (!is_transformed() && (!for_kernels(grad) || !for_kernels(input))) {
+    return composed_backward(grad, input);
+  }
   // Of a copy, which nobody changes before the second backward pass.
-  if (recorded(grad, input)) return SigmoidBackwardFunction::apply(grad, input.clone());
-  return dispatched::sigmoid_backward(grad, input);
+  const at::Tensor result = recorded(grad, input) ? ProductNode::apply_to(grad, input.clone())
+                                                  : dispatched::sigmoid_backward(grad, input);
+  at::Tensor tangent;
+  const at::Tensor primal = input._fw_primal(/*level=*/0);
+  if (const at::Tensor& along = grad._fw_grad(/*level=*/0); along.defined()) {
+    tangent = autograd::sigmoid_backward(along, primal);
+  }
+  if (const at::Tensor& along = input._fw_grad(/*level=*/0); along.defined()) {
+    const at::Tensor wide = widened(primal);
+    const at::Tensor product = widened(grad._fw_primal(/*level=*/0)) * widened(along);
+    const at::Tensor term =
+        narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), input);
+    tangent = tangent.defined() ? tangent + term : term;
+  }
+  if (tangent.defined()) result._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
+  return result;
 }
 
 at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output) {
@@ -756,19 +894,29 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
   return dispatched::sigmoid_backward_from_output(grad, output);
 }
 
-at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
-                                       at::ScalarType loss_dtype) {
-  const at::Tensor y = output.to(loss_dtype);
-  const at::Tensor p = (1 - y) * y;
-  const at::Tensor q = p.clamp_min(1e-12);
-  return (grad.to(loss_dtype) * (p + (q - p).detach())).to(output.scalar_type());
-}
-
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative) {
   if (recorded(grad, derivative) || !for_kernels(grad) || !for_kernels(derivative)) {
     return grad * derivative;
   }
   return dispatched::sigmoid_backward_from_derivative(grad, derivative);
+}
+
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype) {
+  if (!recorded(grad, output) && for_kernels(grad) && for_kernels(output)) {
+    return dispatched::sigmoid_backward_before_bce(grad, output, loss_dtype);
+  }
+  const auto converted = [](const at::Tensor& tensor, at::ScalarType dtype) {
+    return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+  };
+  const at::Tensor y = converted(output, loss_dtype);
+  const at::Tensor product = (1 - y) * y;
+  // What is multiplied by is what the loss divided by, a constant; the derivative is the sigmoid's,
+  // also where the floor was the larger. Adding the product less itself gives it that and adds
+  // exactly 0.
+  const at::Tensor divisor = at::clamp_min(product.detach(), 1e-12f);
+  const at::Tensor result = converted(grad, loss_dtype) * (divisor + (product - product.detach()));
+  return converted(result, at::result_type(grad, output));
 }
 
 at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,

@@ -84,6 +84,7 @@ Operation refined(Operation operation, const Node& node) {
   switch (operation.detail) {
     case Detail::none:
     case Detail::bce:
+    case Detail::second_bce:
       break;
     case Detail::function: {
       const PyObject* object = object_of(static_cast<const torch::autograd::PyNode&>(node), 0);
@@ -134,7 +135,7 @@ Operation operation_of(const Node& node) {
 // A way through the graph of a backward pass, from a division or from the pass's beginning towards
 // the sigmoids: what it has met so far.
 struct Way {
-  enum Start : uint8_t { exit, bce, division };
+  enum Start : uint8_t { exit, bce, second_bce, division };
   Start start;
   bool is_linear = false;   // or not at all the numbers themselves
   bool is_turned = false;   // what is divided by is 0 where the output is 1
@@ -217,8 +218,8 @@ class Pass {
       if (!edge.is_valid()) continue;
       Way way{Way::division};
       way.is_turned = operation.divides_at_one;
-      if (operation.detail == Detail::bce) {
-        way.start = Way::bce;
+      if (operation.detail == Detail::bce || operation.detail == Detail::second_bce) {
+        way.start = operation.detail == Detail::bce ? Way::bce : Way::second_bce;
         way.loss_dtype = way.narrowest_dtype = dtype_of(*edge.function, edge.input_nr);
       }
       open_.push_back({edge.function.get(), edge.input_nr, way});
@@ -250,7 +251,7 @@ class Pass {
     const bool is_wrapped = &node != place.node;
     const Operation operation = operation_of(node);
     Way way = place.way;
-    if (way.start == Way::bce && place.output < place.node->num_inputs()) {
+    if (way.start != Way::exit && place.output < place.node->num_inputs()) {
       const at::ScalarType dtype = dtype_of(*place.node, place.output);
       if (digits_of(dtype) < digits_of(way.narrowest_dtype)) way.narrowest_dtype = dtype;
     }
@@ -320,11 +321,12 @@ class Pass {
                                                                 : Exit::linear);
         break;
       case Way::bce:
-        if (way.is_linear) {
-          uses.is_complement_divided = true;
-        } else {
-          uses = {true, false, false, way.loss_dtype, way.narrowest_dtype};
-        }
+      case Way::second_bce:
+        (way.is_linear           ? uses.is_complement_divided
+         : way.start == Way::bce ? uses.is_bce
+                                 : uses.is_second_bce) = true;
+        uses.loss_dtype = way.loss_dtype;
+        uses.narrowest_dtype = way.narrowest_dtype;
         break;
       case Way::division:
         (way.is_turned ? uses.is_complement_divided : uses.is_divided) = true;
@@ -377,21 +379,24 @@ const Pass* current_pass() {
   return passes.back().get();
 }
 
-constexpr Uses unknown_uses = {false, true};
+constexpr Uses unknown_uses = {false, false, true};
 
 }  // namespace
 
 void Uses::add(const Uses& other) {
+  const bool has_dtypes = is_bce || is_second_bce,
+             gets_dtypes = other.is_bce || other.is_second_bce;
   // Two losses that divide differently: torch's own product serves both.
-  if (is_bce && other.is_bce &&
+  if (has_dtypes && gets_dtypes &&
       (loss_dtype != other.loss_dtype || narrowest_dtype != other.narrowest_dtype)) {
     is_complement_divided = true;
   }
-  if (other.is_bce) {
+  if (gets_dtypes) {
     loss_dtype = other.loss_dtype;
     narrowest_dtype = other.narrowest_dtype;
   }
   is_bce = is_bce || other.is_bce;
+  is_second_bce = is_second_bce || other.is_second_bce;
   is_complement_divided = is_complement_divided || other.is_complement_divided;
   is_divided = is_divided || other.is_divided;
 }
@@ -415,9 +420,9 @@ Uses uses_of_running_node() {
 Uses beyond(const Uses& uses, Exit exit) {
   if (exit == Exit::unchanged) return uses;
   // Another number than the output went to the loss.
-  const bool is_divided =
-      uses.is_bce || uses.is_complement_divided || (exit == Exit::turned && uses.is_divided);
-  return {false, is_divided};
+  const bool is_divided = uses.is_bce || uses.is_second_bce || uses.is_complement_divided ||
+                          (exit == Exit::turned && uses.is_divided);
+  return {false, false, is_divided};
 }
 
 bool can_read() { return !has_failed.load(); }

@@ -13,6 +13,8 @@ namespace fused_sigmoid::consumers {
 struct Uses {
   // nn.BCELoss, which got the numbers themselves: it divides by max(y (1 - y), 1e-12).
   bool is_bce = false;
+  // The node of nn.BCELoss's gradient, in a backward pass through a backward pass.
+  bool is_second_bce = false;
   // Another division by something that goes to 0 as the output goes to 1, behind operations that
   // are linear, or something unknown that may be a loss.
   bool is_complement_divided = false;

@@ -22,7 +22,7 @@ const Table& operations() {
     Table made = {
         // nn.BCELoss and the node of its own gradient.
         {"BinaryCrossEntropy", {Role::layer, 0, true, all, Detail::bce}},
-        {"BinaryCrossEntropyBackward", {Role::layer, 1, true, all, Detail::bce}},
+        {"BinaryCrossEntropyBackward", {Role::layer, 1, true, all, Detail::second_bce}},
         {"Acos", divides_at_one(0)},
         {"Acosh", divides_at_one(0)},
         {"Asin", divides_at_one(0)},

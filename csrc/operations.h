@@ -32,7 +32,7 @@ enum class Role : uint8_t {
 
 // What else there is to know of a node: its own numbers, its class in Python, or that it is
 // nn.BCELoss.
-enum class Detail : uint8_t { none, add, multiply, power, accumulate, bce, function };
+enum class Detail : uint8_t { none, add, multiply, power, accumulate, bce, second_bce, function };
 
 constexpr int8_t none = -1, all = -1, every = -2;
 

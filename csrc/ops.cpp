@@ -62,10 +62,10 @@ auto find(const char* name) {
 bool is_direct(const at::Tensor& tensor) { return tensor.is_cpu() && is_plain(tensor); }
 
 // A kernel without dispatch; a profiler sees it as it sees an operator.
-template <class Kernel, class... Tensors>
-auto call_direct(const char* name, Kernel kernel, const Tensors&... tensors) {
-  RECORD_FUNCTION(name, std::vector<c10::IValue>({tensors...}));
-  return kernel(tensors...);
+template <class Kernel, class... Arguments>
+auto call_direct(const char* name, Kernel kernel, const Arguments&... arguments) {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>({arguments...}));
+  return kernel(arguments...);
 }
 
 // A GPU kernel that was compiled before, likewise. None of results where it was not.
@@ -102,6 +102,7 @@ using AtExit = at::Tensor(const at::Tensor&, const std::optional<at::Tensor>&, c
                           int64_t);
 
 constexpr std::array<std::string_view, 4> saved_names = {"auto", "derivative", "input", "output"};
+using BinaryWithDtype = at::Tensor(const at::Tensor&, const at::Tensor&, at::ScalarType);
 
 }  // namespace
 
@@ -220,6 +221,27 @@ at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<
   return op.call(grad, input, output, exit);
 }
 
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype) {
+  if (is_direct(grad) && is_direct(output)) {
+    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
+                       cpu::sigmoid_backward_before_bce, grad, output, loss_dtype);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = find<BinaryWithDtype>("fused_sigmoid::sigmoid_backward_before_bce");
+  return op.call(grad, output, loss_dtype);
+}
+
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory) {
+  if (is_direct(grad) && is_direct(output) && is_direct(memory)) {
+    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
+                       cpu::sigmoid_backward_before_bce_into, grad, output, loss_dtype, memory);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  memory.copy_(sigmoid_backward_before_bce(grad, output, loss_dtype));
+}
+
 }  // namespace dispatched
 
 Saved saved_named(std::string_view name) {
@@ -256,6 +278,8 @@ TORCH_LIBRARY(fused_sigmoid, library) {
   library.def(
       "sigmoid_backward_at_exit(Tensor grad, Tensor? input, Tensor output, int exit) -> Tensor",
       {at::Tag::cudagraph_unsafe});
+  library.def(
+      "sigmoid_backward_before_bce(Tensor grad, Tensor output, ScalarType loss_dtype) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fused_sigmoid, CPU, library) {
@@ -267,6 +291,7 @@ TORCH_LIBRARY_IMPL(fused_sigmoid, CPU, library) {
   library.impl("sigmoid_backward", cpu::sigmoid_backward);
   library.impl("sigmoid_backward_from_output", cpu::sigmoid_backward_from_output);
   library.impl("sigmoid_backward_from_derivative", cpu::sigmoid_backward_from_derivative);
+  library.impl("sigmoid_backward_before_bce", cpu::sigmoid_backward_before_bce);
 }
 
 TORCH_LIBRARY_IMPL(fused_sigmoid, CompositeExplicitAutograd, library) {
@@ -282,4 +307,5 @@ TORCH_LIBRARY_IMPL(fused_sigmoid, Autograd, library) {
   library.impl("sigmoid_backward", autograd::sigmoid_backward);
   library.impl("sigmoid_backward_from_output", autograd::sigmoid_backward_from_output);
   library.impl("sigmoid_backward_from_derivative", autograd::sigmoid_backward_from_derivative);
+  library.impl("sigmoid_backward_before_bce", autograd::sigmoid_backward_before_bce);
 }

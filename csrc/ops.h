@@ -28,6 +28,12 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
 // Into the derivative's memory, for tensors of one shape and dtype.
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
+// For an output that nn.BCELoss was computed from in `loss_dtype`.
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype);
+// Into memory with the output's shape, dtype and dense layout, which neither operand lies in.
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory);
 }  // namespace cpu
 
 // Without autograd, on any device that has kernels. ops.cpp
@@ -43,6 +49,10 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
 at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,
                                     const at::Tensor& output, int64_t exit);
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype);
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory);
 }  // namespace dispatched
 
 // With autograd, of every order; forward-mode AD follows what has no `out`. autograd.cpp

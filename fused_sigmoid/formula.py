@@ -61,3 +61,14 @@ def sigmoid_backward_from_output(grad: Tensor, output: Tensor) -> Tensor:
 
 def sigmoid_backward_from_derivative(grad: Tensor, derivative: Tensor) -> Tensor:
     return grad * derivative
+
+
+# The float32 nearest to 1e-12, torch's in every dtype.
+FLOOR_OF_BCE = 9.999999960041972e-13
+
+
+def sigmoid_backward_before_bce(grad: Tensor, output: Tensor, loss_dtype: torch.dtype) -> Tensor:
+    """grad · max((1 - y) · y, 1e-12), rounded as nn.BCELoss rounds what it divides by."""
+    y = output.to(loss_dtype)
+    divisor = torch.clamp_min((1 - y) * y, FLOOR_OF_BCE)
+    return (grad.to(loss_dtype) * divisor).to(torch.result_type(grad, output))

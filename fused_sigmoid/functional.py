@@ -125,7 +125,8 @@ def sigmoid_(input: Tensor) -> Tensor:
     if _is_eager():
         value = extension.followed_sigmoid_(input)
         return torch.sigmoid_(input) if value is None else value
-    return input.copy_(torch.ops.fused_sigmoid.sigmoid(input))
+    # Of a copy, since the input is changed before the backward pass.
+    return input.copy_(torch.ops.fused_sigmoid.sigmoid(input.clone()))
 
 
 def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,11 @@ def _(grad: Tensor, input: Tensor | None, output: Tensor, exit: int) -> Tensor:
     return torch.mul(grad, output)
 
 
+@torch.library.register_fake("fused_sigmoid::sigmoid_backward_before_bce")
+def _(grad: Tensor, output: Tensor, loss_dtype: torch.dtype) -> Tensor:
+    return torch.mul(grad, output)
+
+
 # Batching rules: an elementwise operator only has to bring the batch dimensions together.
 
 
@@ -58,12 +63,15 @@ def _register_batching(name: str) -> None:
     outputs = len(operator.default._schema.returns)
 
     def rule(
-        _: Any, in_dims: tuple[int | None, ...], *tensors: Tensor, **options: Any
+        _: Any, in_dims: tuple[int | None, ...], *arguments: Any, **options: Any
     ) -> tuple[Any, Any]:
-        rank = max(t.dim() - (d is not None) for t, d in zip(tensors, in_dims, strict=True))
-        result = operator(
-            *(_batch_first(t, d, rank) for t, d in zip(tensors, in_dims, strict=True)), **options
-        )
+        # A dtype, which comes last, has no dimensions.
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        others = arguments[len(tensors) :]
+        dims = in_dims[: len(tensors)]
+        rank = max(t.dim() - (d is not None) for t, d in zip(tensors, dims, strict=True))
+        batched = (_batch_first(t, d, rank) for t, d in zip(tensors, dims, strict=True))
+        result = operator(*batched, *others, **options)
         return result, {0: None, 1: 0, 2: (0, 0)}[outputs]
 
     torch.library.register_vmap(f"fused_sigmoid::{name}", rule)
@@ -83,6 +91,7 @@ for _name in (
     "sigmoid_backward",
     "sigmoid_backward_from_output",
     "sigmoid_backward_from_derivative",
+    "sigmoid_backward_before_bce",
 ):
     _register_batching(_name)
 
@@ -167,11 +176,11 @@ def _(input: Tensor, value: Tensor, derivative: Tensor) -> None:
 
 
 def _register_backward(name: str) -> None:
-    def backward(grad: Tensor, other: Tensor) -> Tensor:
+    def backward(grad: Tensor, other: Tensor, *loss_dtype: torch.dtype) -> Tensor:
         if grad.shape != other.shape or grad.dtype != other.dtype:
             dtype = torch.result_type(grad, other)
             grad, other = torch.broadcast_tensors(grad.to(dtype), other.to(dtype))
-        return getattr(cuda_kernels(), name)(grad, other)
+        return getattr(cuda_kernels(), name)(grad, other, *loss_dtype)
 
     torch.library.impl(f"fused_sigmoid::{name}", "CUDA", backward)
 
@@ -180,5 +189,6 @@ for _name in (
     "sigmoid_backward",
     "sigmoid_backward_from_output",
     "sigmoid_backward_from_derivative",
+    "sigmoid_backward_before_bce",
 ):
     _register_backward(_name)
