@@ -35,10 +35,11 @@ using torch::autograd::variable_list;
 constexpr int64_t automatic_derivative_from = 16 << 10;
 constexpr int64_t automatic_derivative_to = 8 << 20;
 
-// Whether operations are recorded rather than run: by torch.compile, torch.export, make_fx.
+// Whether operations are recorded to be compiled, forward and backward, with nothing left in place.
 bool is_traced() {
-  using c10::impl::TorchDispatchModeTLS;
-  return TorchDispatchModeTLS::get_mode(c10::impl::TorchDispatchModeKey::PROXY).has_value();
+  using c10::impl::TorchDispatchModeTLS, c10::impl::TorchDispatchModeKey;
+  return TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value() &&
+         TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL).has_value();
 }
 
 // What a node keeps for its backward pass. A checkpoint takes what is kept the second time for what
@@ -811,7 +812,9 @@ class SigmoidNode : public consumers::Asking {
     source.input = arguments.unpack<at::Tensor>();
     source.output = arguments.unpack<at::Tensor>();
     const Choice choice = choice_of(arguments);
-    source.value = source.output.defined() ? source.output : at::sigmoid(source.input);
+    if (choice.factor != Factor::derivative) {
+      source.value = source.output.defined() ? source.output : at::sigmoid(source.input);
+    }
     return {gradient(grads, source, choice)};
   }
 
