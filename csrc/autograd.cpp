@@ -830,7 +830,7 @@ bool is_followed(const at::Tensor& input) { return recorded(input) || has_forwar
 at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   if (recorded(input)) return SigmoidNode::apply_to(input, saved);
   if (!has_forward_gradient(input) && !is_traced()) return dispatched::sigmoid(input, saved);
-  return compute(input, /*with_derivative=*/false, /*in_place=*/false).value;
+  return compute(input, /*with_derivative=*/false, /*in_place=*/false, saved).value;
 }
 
 at::Tensor& sigmoid_(at::Tensor& input) {
