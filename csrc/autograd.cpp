@@ -35,10 +35,12 @@ using torch::autograd::variable_list;
 constexpr int64_t automatic_derivative_from = 16 << 10;
 constexpr int64_t automatic_derivative_to = 8 << 20;
 
-// Whether operations are recorded to be compiled, forward and backward, with nothing left in place.
-bool is_traced() {
+// Whether operations on the tensor are recorded to be compiled, forward and backward, with nothing
+// left in place.
+bool is_traced(const at::Tensor& tensor) {
   using c10::impl::TorchDispatchModeTLS, c10::impl::TorchDispatchModeKey;
-  return TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value() &&
+  return !is_plain_kind(tensor) &&
+         TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value() &&
          TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL).has_value();
 }
 
@@ -52,7 +54,7 @@ struct Keeps {
 Keeps kept_for(Saved saved, const at::Tensor& input) {
   if (saved == Saved::output) return {false, false, true};
   // Compilers compute the derivative where it is needed.
-  if (is_traced()) return {false, true, true};
+  if (is_traced(input)) return {false, true, true};
   if (saved == Saved::input) return {false, true, false};
   if (saved == Saved::automatic) {
     // On a GPU memory traffic decides at every size: 5 element sizes with the input against 6. A
@@ -503,7 +505,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
   if (is_composed(input) && !is_transformed()) {
     const at::NoGradGuard no_grad;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    if (!in_place) results.value = is_traced() ? composed_value(input) : at::sigmoid(input);
+    if (!in_place) results.value = is_traced(input) ? composed_value(input) : at::sigmoid(input);
     if (with_derivative) results.derivative = narrowed(composed_derivative(input), input);
     if (in_place) {
       results.value = input;
@@ -594,7 +596,7 @@ class SigmoidNode : public consumers::Asking {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {at::Tensor()};
-    const Choice choice = grads[0].defined() ? choose_factor() : Choice();
+    const Choice choice = grads[0].defined() ? choose_factor(grads[0]) : Choice();
     Source source = unpack(choose(needs_first(grads, choice), needs_second(grads)));
     if (takes_derivative(grads[0], source)) {
       // Whoever runs this node again is told so, even if an error ends this backward pass here.
@@ -614,7 +616,7 @@ class SigmoidNode : public consumers::Asking {
 
   // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    const Choice choice = choose_factor();
+    const Choice choice = choose_factor({});
     for (const int64_t number : numbers_of(choice)) args.collect(number);
     const Keeps chosen = choose_for_compiler(choice);
     for (const bool is_chosen : {chosen.derivative, chosen.input, chosen.output}) {
@@ -627,7 +629,7 @@ class SigmoidNode : public consumers::Asking {
 
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
-    const Choice choice = choose_factor();
+    const Choice choice = choose_factor({});
     const Keeps chosen = choose_for_compiler(choice);
     if (chosen.derivative) swap.before(derivative_.variable);
     if (chosen.input) swap.before(input_.variable);
@@ -657,15 +659,15 @@ class SigmoidNode : public consumers::Asking {
   // A compiler looks at no versions: what is kept is a copy, which a change of the input in place
   // leaves as it is, and which costs nothing where there is no change.
   static Kept kept_input(const at::Tensor& input) {
-    return is_traced() || is_transformed() ? Kept(input.clone(), /*is_output=*/false)
-                                           : Kept::watched(input, /*is_output=*/false);
+    return is_traced(input) || is_transformed() ? Kept(input.clone(), /*is_output=*/false)
+                                                : Kept::watched(input, /*is_output=*/false);
   }
 
-  Choice choose_factor() const {
+  Choice choose_factor(const at::Tensor& grad) const {
     auto [uses, exit] = consumers::consumer_of(*this);
     if (exit != consumers::Exit::none && !uses.is_bce && !uses.is_second_bce &&
         !uses.is_complement_divided) {
-      if (!is_traced()) {
+      if (!grad.defined() || !is_traced(grad)) {
         uses = consumers::beyond(enclosing_, exit);
       } else if (!at::GradMode::is_enabled()) {
         Choice choice{Factor::at_exit};
@@ -823,13 +825,30 @@ class SigmoidNode : public consumers::Asking {
   bool is_pair_ = false;
 };
 
+// That of grad * sigma'(input), of which either has one.
+void set_tangent(const at::Tensor& product, const at::Tensor& grad, const at::Tensor& input) {
+  constexpr uint64_t level = 0;
+  const at::Tensor primal = input._fw_primal(level);
+  at::Tensor tangent;
+  if (const at::Tensor& along = grad._fw_grad(level); along.defined()) {
+    tangent = autograd::sigmoid_backward(along, primal);
+  }
+  if (const at::Tensor& along = input._fw_grad(level); along.defined()) {
+    const at::Tensor wide = widened(primal);
+    const at::Tensor scaled = widened(grad._fw_primal(level)) * widened(along);
+    const at::Tensor term = narrowed(autograd::sigmoid_backward(scaled, wide) * slope(wide), input);
+    tangent = tangent.defined() ? tangent + term : term;
+  }
+  product._set_fw_grad(tangent, level, /*is_inplace_op=*/false);
+}
+
 }  // namespace
 
 bool is_followed(const at::Tensor& input) { return recorded(input) || has_forward_gradient(input); }
 
 at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   if (recorded(input)) return SigmoidNode::apply_to(input, saved);
-  if (!has_forward_gradient(input) && !is_traced()) return dispatched::sigmoid(input, saved);
+  if (!has_forward_gradient(input) && !is_traced(input)) return dispatched::sigmoid(input, saved);
   return compute(input, /*with_derivative=*/false, /*in_place=*/false, saved).value;
 }
 
@@ -874,19 +893,9 @@ at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
   // Of a copy, which nobody changes before the second backward pass.
   const at::Tensor result = recorded(grad, input) ? ProductNode::apply_to(grad, input.clone())
                                                   : dispatched::sigmoid_backward(grad, input);
-  at::Tensor tangent;
-  const at::Tensor primal = input._fw_primal(/*level=*/0);
-  if (const at::Tensor& along = grad._fw_grad(/*level=*/0); along.defined()) {
-    tangent = autograd::sigmoid_backward(along, primal);
+  if (is_transformed() && (has_forward_gradient(grad) || has_forward_gradient(input))) {
+    set_tangent(result, grad, input);
   }
-  if (const at::Tensor& along = input._fw_grad(/*level=*/0); along.defined()) {
-    const at::Tensor wide = widened(primal);
-    const at::Tensor product = widened(grad._fw_primal(/*level=*/0)) * widened(along);
-    const at::Tensor term =
-        narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), input);
-    tangent = tangent.defined() ? tangent + term : term;
-  }
-  if (tangent.defined()) result._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
   return result;
 }
 
