@@ -345,7 +345,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for handle, label in zip(*grid[0][0].get_legend_handles_labels(), strict=True):
         labels.setdefault(label, handle)
     figure.suptitle(
-        f"Trained with {WRONG:.0%} wrong labels: {SEEDS} seeds side by side", fontsize=12
+        f"Trained with {100 * WRONG:.0f} % wrong labels: {SEEDS} seeds side by side", fontsize=12
     )
     figure.legend(
         labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False
