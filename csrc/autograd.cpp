@@ -3,12 +3,15 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/result_type.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/hash.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -16,13 +19,13 @@
 
 #include <algorithm>
 
+#include "consumers.h"
 #include "ops.h"
 
 namespace fused_sigmoid::autograd {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
+using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
@@ -31,6 +34,13 @@ using torch::autograd::variable_list;
 // tensor costs; above, the derivative leaves the cache before it is read back.
 constexpr int64_t automatic_derivative_from = 16 << 10;
 constexpr int64_t automatic_derivative_to = 8 << 20;
+
+// Whether operations are recorded to be compiled, forward and backward, with nothing left in place.
+bool is_traced() {
+  using c10::impl::TorchDispatchModeTLS, c10::impl::TorchDispatchModeKey;
+  return TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value() &&
+         TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL).has_value();
+}
 
 // What a node keeps for its backward pass. A checkpoint takes what is kept the second time for what
 // was kept the first time, in the same order. So it follows from the call and the tensor alone,
@@ -41,6 +51,8 @@ struct Keeps {
 
 Keeps kept_for(Saved saved, const at::Tensor& input) {
   if (saved == Saved::output) return {false, false, true};
+  // Compilers compute the derivative where it is needed.
+  if (is_traced()) return {false, true, true};
   if (saved == Saved::input) return {false, true, false};
   if (saved == Saved::automatic) {
     // On a GPU memory traffic decides at every size: 5 element sizes with the input against 6. A
@@ -82,6 +94,11 @@ bool for_kernels(const at::Tensor& tensor) {
 // the caller and the device to see: dispatch modes, subclasses.
 bool is_composed(const at::Tensor& tensor) { return !is_plain(tensor) && has_kernel_dtype(tensor); }
 
+// Whether a transform of torch.func is active: below this level of it lie others.
+bool is_transformed() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
 // Halves are computed in float32 and rounded once.
 at::Tensor widened(const at::Tensor& tensor) {
   const at::ScalarType dtype = tensor.scalar_type();
@@ -112,17 +129,28 @@ void check_out(const at::Tensor& input, const at::Tensor& out, const char* op) {
   check_writable(out);
 }
 
-// sigma'(x) = t - t^2 in ATen operations, with e = exp(-|x|) and t = e / (1 + e). In float32 for
-// halves.
-at::Tensor composed_derivative(const at::Tensor& input) {
-  const at::Tensor wide = widened(input);
+// t = e / (1 + e) with e = exp(-|x|), the smaller of sigma(x) and 1 - sigma(x), in ATen operations.
+at::Tensor composed_smaller(const at::Tensor& wide) {
   // Either side of the selection has a derivative for all x, where abs() has none at 0. Without one
   // it is an operation less, and jagged tensors have it.
-  const bool is_differentiated = recorded(wide) || has_forward_gradient(wide);
+  const bool is_differentiated = recorded(wide) || has_forward_gradient(wide) || is_transformed();
   const at::Tensor magnitude = is_differentiated ? at::where(wide < 0, -wide, wide) : wide.abs();
   const at::Tensor e = (-magnitude).exp();
-  const at::Tensor t = e / (1 + e);
+  return e / (1 + e);
+}
+
+// sigma'(x) = t - t^2 likewise. In float32 for halves.
+at::Tensor composed_derivative(const at::Tensor& input) {
+  const at::Tensor t = composed_smaller(widened(input));
   return t - t * t;
+}
+
+// sigma(x), for a compiler: a backward pass that computes sigma'(x) from x shares its exponential,
+// and the negative tail is as small as it is, where that of compilers overflows.
+at::Tensor composed_value(const at::Tensor& input) {
+  const at::Tensor wide = widened(input);
+  const at::Tensor t = composed_smaller(wide);
+  return narrowed(at::where(wide < 0, t, 1 - t), input);
 }
 
 // grad * sigma'(input), for tensors that the kernels must not see: batched gradients, dual tensors,
@@ -134,31 +162,25 @@ at::Tensor composed_backward(const at::Tensor& grad, const at::Tensor& input) {
 // sigma'' / sigma' = -tanh(x / 2), which is exact on both tails and at 0.
 at::Tensor slope(const at::Tensor& wide) { return (wide * -0.5).tanh(); }
 
-struct SigmoidBackwardFunction : Function<SigmoidBackwardFunction> {
-  static constexpr bool is_traceable = true;
-
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& input) {
-    ctx->set_materialize_grads(false);
-    ctx->save_for_backward({grad, input});
-    return dispatched::sigmoid_backward(grad, input);
+// A node, held by std::shared_ptr or, in newer releases of torch, by c10::intrusive_ptr.
+template <class T>
+auto make_node() {
+  using Base = decltype(std::declval<T&>().getptr());
+  if constexpr (std::is_same_v<Base, std::shared_ptr<torch::autograd::Node>>) {
+    // Unqualified, so that releases without this function compile.
+    return std::shared_ptr<T>(new T, [](T* made) { deleteNode(made); });
+  } else {
+    return c10::make_intrusive<T>();
   }
+}
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const at::Tensor& outer = grads[0];
-    if (!outer.defined()) return {at::Tensor(), at::Tensor()};
-    const auto saved = ctx->get_saved_variables();
-    const at::Tensor &grad = saved[0], &input = saved[1];
-    at::Tensor grad_grad, grad_input;
-    // Qualified, since the arguments' namespace has a sigmoid_backward as well.
-    if (ctx->needs_input_grad(0)) grad_grad = autograd::sigmoid_backward(outer, input);
-    if (ctx->needs_input_grad(1)) {
-      const at::Tensor wide = widened(input);
-      const at::Tensor product = widened(outer) * widened(grad);
-      grad_input = narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), input);
-    }
-    return {grad_grad, grad_input};
-  }
-};
+// A node behind the tensors.
+template <class T, class... Tensors>
+auto make_node_behind(const Tensors&... tensors) {
+  auto node = make_node<T>();
+  node->set_next_edges(torch::autograd::collect_next_edges(tensors...));
+  return node;
+}
 
 // Which part of a storage a tensor is and how it is laid out there, in a number.
 size_t layout_of(const at::Tensor& tensor) {
@@ -232,6 +254,7 @@ class Kept {
 // What a gradient is computed from. What is undefined is not needed.
 struct Source {
   at::Tensor derivative, input, output;
+  at::Tensor value;  // the output again, for the factors that are formed of it
 };
 
 // grad * sigma'.
@@ -261,27 +284,226 @@ at::Tensor second_product(const at::Tensor& grad, const Source& from) {
   return narrowed(first_product(widened(grad), widely) * factor, grad);
 }
 
+// How many bits a number of the dtype has for its digits.
+int digits_of(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? 8 : dtype == at::kHalf ? 11 : dtype == at::kFloat ? 24 : 53;
+}
+
+// What the gradient of an output is multiplied by. docs/company.md
+enum class Factor : uint8_t {
+  derivative,         // sigma'(x)
+  product,            // y (1 - y), as of nn.Sigmoid
+  before_bce,         // max(y (1 - y), 1e-12), which nn.BCELoss divides by
+  before_second_bce,  // what the second derivative of nn.BCELoss divides by, over that
+  at_exit,  // one of these, chosen when a compiled region runs, by what its output went to
+};
+
+struct Choice {
+  Factor factor = Factor::derivative;
+  // Of nn.BCELoss's input, and of what stands between, if that has fewer digits.
+  at::ScalarType loss_dtype = at::kFloat, narrowest_dtype = at::kFloat;
+  consumers::Exit exit = consumers::Exit::none;
+};
+
+Choice choice_for(const consumers::Uses& uses) {
+  if (uses.is_complement_divided) return {Factor::product};
+  if (uses.is_bce) return {Factor::before_bce, uses.loss_dtype, uses.narrowest_dtype};
+  if (uses.is_second_bce) {
+    return {Factor::before_second_bce, uses.loss_dtype, uses.narrowest_dtype};
+  }
+  return {};
+}
+
+// The factor of a second pass, which goes through the node of nn.BCELoss's own gradient: that
+// divides by the square of (y + 1e-12) (1 - y + 1e-12), and its gradient was multiplied by what the
+// loss divides by.
+at::Tensor product_before_second_bce(const at::Tensor& grad, const at::Tensor& value,
+                                     const Choice& choice) {
+  constexpr double floor = 1e-12;
+  const at::Tensor y = value.to(choice.narrowest_dtype).to(choice.loss_dtype);
+  const at::Tensor divisor = (y + floor).square() * (1 - y + floor).square();
+  const at::Tensor multiplied = ((1 - y) * y).clamp_min(floor);
+  return narrowed(grad.to(choice.loss_dtype) * (divisor / multiplied), grad);
+}
+
+// grad * the factor, for those that are formed of the value as it was rounded.
+at::Tensor product_from_value(const at::Tensor& grad, const at::Tensor& value,
+                              const Choice& choice) {
+  if (choice.factor == Factor::product) {
+    return autograd::sigmoid_backward_from_output(grad, value);
+  }
+  if (choice.factor == Factor::before_second_bce) {
+    return product_before_second_bce(grad, value, choice);
+  }
+  const at::ScalarType dtype = value.scalar_type();
+  const int digits = digits_of(choice.narrowest_dtype);
+  const bool is_rounded = digits < digits_of(dtype) && digits < digits_of(choice.loss_dtype);
+  return autograd::sigmoid_backward_before_bce(
+      grad, is_rounded ? value.to(choice.narrowest_dtype).to(dtype) : value, choice.loss_dtype);
+}
+
+// The arguments of a node's gradient as compiled autograd passes them to a function of its own: the
+// variables in place of which it has proxies, and numbers.
+using Numbers = std::array<int64_t, 3>;
+
+Numbers numbers_of(const Choice& choice) {
+  return {static_cast<int64_t>(choice.factor), static_cast<int64_t>(choice.loss_dtype),
+          static_cast<int64_t>(choice.narrowest_dtype)};
+}
+
+Choice choice_of(torch::dynamo::autograd::PackedArgs& arguments) {
+  Choice choice;
+  choice.factor = static_cast<Factor>(arguments.unpack<int64_t>());
+  choice.loss_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+  choice.narrowest_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+  return choice;
+}
+
+using Traced = variable_list(const variable_list& grads, const std::vector<c10::IValue>& arguments);
+
+variable_list call_traced(const Node& node, Traced* function, const variable_list& grads,
+                          const std::array<at::Tensor, 3>& tensors, const Choice& choice,
+                          torch::dynamo::autograd::SwapSavedVariables& swap) {
+  namespace dynamo = torch::dynamo::autograd;
+  dynamo::PackedArgs arguments;
+  for (const at::Tensor& tensor : tensors) arguments.pack(tensor);
+  for (const int64_t number : numbers_of(choice)) arguments.pack(number);
+  std::vector<at::TypePtr> types(tensors.size(), at::TensorType::get());
+  types.resize(types.size() + numbers_of(choice).size(), at::IntType::get());
+  const auto& compiler = dynamo::getPyCompilerInterface();
+  const std::string name =
+      compiler->bind_function(swap.get_py_compiler(), node.name(), function, types,
+                              /*is_custom_function=*/true, /*is_traceable=*/true);
+  return compiler->call_function(
+      swap.get_py_compiler(), "apply_functional", name, grads, std::move(arguments).vec(),
+      dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+          dynamo::get_input_metadata(node.next_edges())));
+}
+
+// The node of a gradient that may be differentiated: grad * factor, where the factor is sigma' of
+// an input, or max(y (1 - y), 1e-12) of a value y whose input has its gradient from here directly.
+class ProductNode : public Node {
+ public:
+  static at::Tensor apply_to(const at::Tensor& grad, const at::Tensor& input) {
+    const auto node = make_node_behind<ProductNode>(grad, input);
+    const at::Tensor result = dispatched::sigmoid_backward(grad, input);
+    torch::autograd::set_history(result, node);
+    node->grad_ = SavedVariable(grad, /*is_output=*/false);
+    node->source_ = SavedVariable(input, /*is_output=*/false);
+    return result;
+  }
+
+  static at::Tensor apply_to(const at::Tensor& grad, const at::Tensor& value, const Choice& choice,
+                             const torch::autograd::Edge& input) {
+    const auto node = make_node<ProductNode>();
+    node->set_next_edges({torch::autograd::impl::gradient_edge(grad), input});
+    at::Tensor result;
+    {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      result = product_from_value(grad, value, choice);
+    }
+    torch::autograd::set_history(result, node);
+    node->grad_ = SavedVariable(grad, /*is_output=*/false);
+    node->source_ = SavedVariable(value, /*is_output=*/false);
+    node->choice_ = choice;
+    return result;
+  }
+
+  std::string name() const override { return "FusedSigmoidBackwardBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    grad_.reset_data();
+    source_.reset_data();
+  }
+
+  variable_list apply(variable_list&& outer) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return gradients(outer[0], grad_.unpack(), source_.unpack(), choice_, next_edge(1),
+                     task_should_compute_output(0), task_should_compute_output(1));
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    for (const int64_t number : numbers_of(choice_)) args.collect(number);
+    args.collect(grad_, /*is_output=*/false);
+    args.collect(source_, /*is_output=*/false);
+  }
+
+  variable_list apply_with_saved(const variable_list& outer,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    swap.before(grad_);
+    swap.before(source_);
+    auto result =
+        call_traced(*this, traced, outer, {grad_.unpack(), source_.unpack(), {}}, choice_, swap);
+    swap.after(grad_);
+    swap.after(source_);
+    return result;
+  }
+
+ private:
+  static variable_list gradients(const at::Tensor& outer, const at::Tensor& grad,
+                                 const at::Tensor& source, const Choice& choice,
+                                 const torch::autograd::Edge& input, bool needs_grad,
+                                 bool needs_input) {
+    if (!outer.defined()) return {at::Tensor(), at::Tensor()};
+    at::Tensor grad_grad, grad_input;
+    if (choice.factor == Factor::derivative) {
+      if (needs_grad) grad_grad = autograd::sigmoid_backward(outer, source);
+      if (needs_input) {
+        const at::Tensor wide = widened(source);
+        const at::Tensor product = widened(outer) * widened(grad);
+        grad_input = narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), source);
+      }
+    } else {
+      if (needs_grad) grad_grad = product_or_node(outer, source, choice, input);
+      if (needs_input) {
+        const at::Tensor product = product_or_node(outer * grad, source, choice, input);
+        grad_input = narrowed(widened(product) * (1 - 2 * widened(source)), source);
+      }
+    }
+    return {grad_grad, grad_input};
+  }
+
+  static at::Tensor product_or_node(const at::Tensor& grad, const at::Tensor& value,
+                                    const Choice& choice, const torch::autograd::Edge& input) {
+    return recorded(grad, value) ? apply_to(grad, value, choice, input)
+                                 : product_from_value(grad, value, choice);
+  }
+
+  static variable_list traced(const variable_list& outer, const std::vector<c10::IValue>& args) {
+    torch::dynamo::autograd::PackedArgs arguments(args);
+    const auto grad = arguments.unpack<at::Tensor>(), source = arguments.unpack<at::Tensor>();
+    arguments.unpack<at::Tensor>();
+    return gradients(outer[0], grad, source, choice_of(arguments), {}, /*needs_grad=*/true,
+                     /*needs_input=*/true);
+  }
+
+  SavedVariable grad_, source_;
+  Choice choice_;
+};
+
 // sigma and, where it is asked for, sigma' of the input, the former in the input's memory if so
 // wished. Forward-mode AD follows both; nothing is recorded.
 struct Results {
   at::Tensor value, derivative;
 };
 
-Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
+Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
+                Saved saved = Saved::automatic) {
   const at::Tensor& tangent = input._fw_grad(/*level=*/0);
   at::Tensor value_tangent, derivative_tangent;
   if (tangent.defined()) {
     const Source primal = {{}, input._fw_primal(/*level=*/0), {}};
     // What is kept for a gradient of the tangent must not be overwritten by the value's.
     const at::Tensor along = in_place ? tangent.clone() : tangent;
-    value_tangent = first_product(along, primal);
+    if (saved != Saved::output) value_tangent = first_product(along, primal);
     if (with_derivative) derivative_tangent = second_product(along, primal);
   }
   Results results;
-  if (is_composed(input)) {
+  if (is_composed(input) && !is_transformed()) {
     const at::NoGradGuard no_grad;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    if (!in_place) results.value = at::sigmoid(input);
+    if (!in_place) results.value = is_traced() ? composed_value(input) : at::sigmoid(input);
     if (with_derivative) results.derivative = narrowed(composed_derivative(input), input);
     if (in_place) {
       results.value = input;
@@ -291,7 +513,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
     if (with_derivative) {
       std::tie(results.value, results.derivative) = dispatched::sigmoid_with_derivative(input);
     } else {
-      results.value = dispatched::sigmoid(input);
+      results.value = dispatched::sigmoid(input, saved);
     }
   } else {
     results.value = input;
@@ -304,6 +526,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
     }
   }
   if (tangent.defined()) {
+    if (saved == Saved::output) value_tangent = at::sigmoid_backward(tangent, results.value);
     if (in_place) {
       const at::Tensor own = tangent;
       value_tangent = own.copy_(value_tangent);
@@ -316,42 +539,27 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place) {
   return results;
 }
 
-// A node behind the input, held by std::shared_ptr or, in newer releases of torch, by
-// c10::intrusive_ptr.
-template <class T>
-auto make_node(const at::Tensor& input) {
-  const auto node = [] {
-    using Base = decltype(std::declval<T&>().getptr());
-    if constexpr (std::is_same_v<Base, std::shared_ptr<torch::autograd::Node>>) {
-      // Unqualified, so that releases without this function compile.
-      return std::shared_ptr<T>(new T, [](T* made) { deleteNode(made); });
-    } else {
-      return c10::make_intrusive<T>();
-    }
-  }();
-  node->set_next_edges(torch::autograd::collect_next_edges(input));
-  return node;
-}
-
 // The node that sigmoid() adds to the autograd graph, in place or not, and with two outputs
 // sigmoid_with_derivative(). A torch::autograd::Function would do the same and cost 2 us more in a
 // training step, for records of its in- and outputs that one elementwise tensor does not need: 10 %
 // of a whole step of one element. Nor could it pass over a kept tensor that was changed.
-class SigmoidNode : public torch::autograd::Node {
+class SigmoidNode : public consumers::Asking {
  public:
   static at::Tensor apply_to(const at::Tensor& input, Saved saved) {
-    const auto node = make_node<SigmoidNode>(input);
+    const auto node = make_node_behind<SigmoidNode>(input);
+    node->enclosing_ = enclosing_uses();
     const Keeps keeps = kept_for(saved, input);
-    Results results = compute(input, keeps.derivative, /*in_place=*/false);
+    Results results = compute(input, keeps.derivative, /*in_place=*/false, saved);
     torch::autograd::set_history(results.value, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
-    if (keeps.input) node->input_ = Kept::watched(input, /*is_output=*/false);
+    if (keeps.input) node->input_ = kept_input(input);
     if (keeps.output) node->output_ = Kept(results.value, /*is_output=*/true);
     return std::move(results.value);
   }
 
   static void apply_in_place(const at::Tensor& input) {
-    const auto node = make_node<SigmoidNode>(input);
+    const auto node = make_node_behind<SigmoidNode>(input);
+    node->enclosing_ = enclosing_uses();
     const Keeps keeps = kept_in_place(input);
     // The copy has the history that the input is about to lose.
     const at::Tensor copy = keeps.input ? input.clone() : at::Tensor();
@@ -364,13 +572,14 @@ class SigmoidNode : public torch::autograd::Node {
   }
 
   static std::tuple<at::Tensor, at::Tensor> apply_to_pair(const at::Tensor& input) {
-    const auto node = make_node<SigmoidNode>(input);
+    const auto node = make_node_behind<SigmoidNode>(input);
+    node->enclosing_ = enclosing_uses();
     node->is_pair_ = true;
     const Results results = compute(input, /*with_derivative=*/true, /*in_place=*/false);
     torch::autograd::set_history(results.value, node);
     torch::autograd::set_history(results.derivative, node);
     node->derivative_ = Kept::watched(results.derivative, /*is_output=*/true);
-    node->input_ = Kept::watched(input, /*is_output=*/false);
+    node->input_ = kept_input(input);
     node->output_ = Kept(results.value, /*is_output=*/true);
     return {results.value, results.derivative};
   }
@@ -385,17 +594,29 @@ class SigmoidNode : public torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {at::Tensor()};
-    const Source source = unpack(choose(/*needs_second=*/is_pair_ && grads[1].defined()));
-    if (!takes_derivative(grads[0], source)) return {gradient(grads, source)};
-    // Whoever runs this node again is told so, even if an error ends this backward pass here.
-    reset();
-    dispatched::sigmoid_backward_from_derivative_(grads[0], source.derivative);
-    return {source.derivative};
+    const Choice choice = grads[0].defined() ? choose_factor() : Choice();
+    Source source = unpack(choose(needs_first(grads, choice), needs_second(grads)));
+    if (takes_derivative(grads[0], source)) {
+      // Whoever runs this node again is told so, even if an error ends this backward pass here.
+      reset();
+      dispatched::sigmoid_backward_from_derivative_(grads[0], source.derivative);
+      return {source.derivative};
+    }
+    if (choice.factor != Factor::derivative) source.value = unpack_value();
+    if (choice.factor == Factor::before_bce && recorded(grads[0], source.value) &&
+        !has_forward_gradient(grads[0]) && !has_forward_gradient(source.value)) {
+      const at::Tensor first = ProductNode::apply_to(grads[0], source.value, choice, next_edge(0));
+      if (!needs_second(grads)) return {first};
+      return {first + second_product(grads[1], source)};
+    }
+    return {gradient(grads, source, choice)};
   }
 
   // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    const Keeps chosen = choose(/*needs_second=*/is_pair_);
+    const Choice choice = choose_factor();
+    for (const int64_t number : numbers_of(choice)) args.collect(number);
+    const Keeps chosen = choose_for_compiler(choice);
     for (const bool is_chosen : {chosen.derivative, chosen.input, chosen.output}) {
       args.collect(is_chosen);
     }
@@ -406,25 +627,14 @@ class SigmoidNode : public torch::autograd::Node {
 
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
-    namespace dynamo = torch::dynamo::autograd;
-    const Keeps chosen = choose(/*needs_second=*/is_pair_);
+    const Choice choice = choose_factor();
+    const Keeps chosen = choose_for_compiler(choice);
     if (chosen.derivative) swap.before(derivative_.variable);
     if (chosen.input) swap.before(input_.variable);
     if (chosen.output) swap.before(output_.variable);
     const Source source = unpack(chosen);
-    dynamo::PackedArgs arguments;
-    for (const at::Tensor& tensor : {source.derivative, source.input, source.output}) {
-      arguments.pack(tensor);
-    }
-    const auto tensor = at::TensorType::get();
-    const auto& compiler = dynamo::getPyCompilerInterface();
-    const std::string function =
-        compiler->bind_function(swap.get_py_compiler(), name(), traced, {tensor, tensor, tensor},
-                                /*is_custom_function=*/true, /*is_traceable=*/true);
-    auto result = compiler->call_function(
-        swap.get_py_compiler(), "apply_functional", function, grads, std::move(arguments).vec(),
-        dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
-            dynamo::get_input_metadata(next_edges())));
+    auto result = call_traced(*this, traced, grads,
+                              {source.derivative, source.input, source.output}, choice, swap);
     if (chosen.derivative) swap.after(derivative_.variable);
     if (chosen.input) swap.after(input_.variable);
     if (chosen.output) swap.after(output_.variable);
@@ -438,9 +648,45 @@ class SigmoidNode : public torch::autograd::Node {
     output_.variable.reset_data();
   }
 
+  // What becomes of a node that is made while a checkpoint, say, computes again what the outputs of
+  // a node that is being run came from.
+  static consumers::Uses enclosing_uses() {
+    return consumers::is_in_pass() ? consumers::uses_of_running_node() : consumers::Uses();
+  }
+
+  // A compiler looks at no versions: what is kept is a copy, which a change of the input in place
+  // leaves as it is, and which costs nothing where there is no change.
+  static Kept kept_input(const at::Tensor& input) {
+    return is_traced() || is_transformed() ? Kept(input.clone(), /*is_output=*/false)
+                                           : Kept::watched(input, /*is_output=*/false);
+  }
+
+  Choice choose_factor() const {
+    auto [uses, exit] = consumers::consumer_of(*this);
+    if (exit != consumers::Exit::none && !uses.is_bce && !uses.is_second_bce &&
+        !uses.is_complement_divided) {
+      if (!is_traced()) {
+        uses = consumers::beyond(enclosing_, exit);
+      } else if (!at::GradMode::is_enabled()) {
+        Choice choice{Factor::at_exit};
+        choice.exit = exit;
+        return choice;
+      }
+    }
+    return choice_for(uses);
+  }
+
+  // Whether the value's gradient is computed of sigma'(x), or of what nn.Sigmoid keeps by choice.
+  static bool needs_first(const variable_list& grads, const Choice& choice) {
+    return grads[0].defined() &&
+           (choice.factor == Factor::derivative || choice.factor == Factor::at_exit);
+  }
+  bool needs_second(const variable_list& grads) const { return is_pair_ && grads[1].defined(); }
+
   // What the gradients are computed from: the exact, unless it was changed, and no more than that.
   // Torch's sigmoid keeps its output alone, and models rely on it: x.mul_(x.sigmoid()).
-  Keeps choose(bool needs_second) const {
+  Keeps choose(bool needs_first, bool needs_second) const {
+    if (!needs_first && !needs_second) return {false, false, false};
     const bool derivative = derivative_.is_unchanged();
     const bool needs_history = at::GradMode::is_enabled();
     const bool input = input_.is_unchanged() && (!needs_history || input_.has_history());
@@ -451,10 +697,7 @@ class SigmoidNode : public torch::autograd::Node {
     }
     if (input) return {derivative, true, false};
     if (!output_) {
-      TORCH_CHECK(input_.is_unchanged(),
-                  "one of the variables needed for gradient computation has been modified by an "
-                  "inplace operation: the input of a sigmoid, which fused_sigmoid keeps under "
-                  "saved=\"input\". With saved=\"auto\" it may change, as with nn.Sigmoid");
+      check_input_unchanged();
       return {false, true, false};
     }
     if (input_) {
@@ -467,15 +710,50 @@ class SigmoidNode : public torch::autograd::Node {
     return {derivative, false, true};
   }
 
+  // The same for a compiler, and what the value is had from. A graph that was compiled serves with
+  // and without a gradient of the pair's derivative.
+  Keeps choose_for_compiler(const Choice& choice) const {
+    if (choice.factor == Factor::derivative) return choose(/*needs_first=*/true, is_pair_);
+    Keeps chosen = choose(/*needs_first=*/false, is_pair_);
+    (has_value() ? chosen.output : chosen.input) = true;
+    return chosen;
+  }
+
   Source unpack(const Keeps& chosen) {
     Source source;
     if (chosen.derivative) source.derivative = derivative_.variable.unpack(getptr());
-    if (chosen.input) {
-      // Without a node to stand in, torch says that an input was detached whose history is needed.
-      source.input = input_.variable.unpack(at::GradMode::is_enabled() ? nullptr : getptr());
-    }
+    if (chosen.input) source.input = unpack_input();
     if (chosen.output) source.output = output_.variable.unpack(getptr());
     return source;
+  }
+
+  at::Tensor unpack_input() {
+    // Without a node to stand in, torch says that an input was detached whose history is needed.
+    return input_.variable.unpack(at::GradMode::is_enabled() ? nullptr : getptr());
+  }
+
+  bool has_value() const { return output_.is_unchanged() || (output_ && !input_); }
+
+  // The value as it was rounded, with this node for its history.
+  at::Tensor unpack_value() {
+    if (has_value()) return output_.variable.unpack(getptr());
+    check_input_unchanged();
+    at::Tensor value;
+    {
+      const at::NoGradGuard no_grad;
+      value = compute(input_.variable.unpack(getptr()), /*with_derivative=*/false,
+                      /*in_place=*/false)
+                  .value;
+    }
+    if (!at::GradMode::is_enabled()) return value;
+    return SavedVariable(value, /*is_output=*/true).unpack(getptr());
+  }
+
+  void check_input_unchanged() const {
+    TORCH_CHECK(input_.is_unchanged(),
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation: the input of a sigmoid, which fused_sigmoid keeps under "
+                "saved=\"input\". With saved=\"auto\" it may change, as with nn.Sigmoid");
   }
 
   // Whether the gradient may take the memory of the kept derivative: nothing else holds it, and
@@ -508,14 +786,23 @@ class SigmoidNode : public torch::autograd::Node {
            (laid_out_alike || (derivative.is_non_overlapping_and_dense() && is_expanded_scalar));
   }
 
-  static at::Tensor gradient(const variable_list& grads, const Source& source) {
+  static at::Tensor gradient(const variable_list& grads, const Source& source,
+                             const Choice& choice) {
     at::Tensor sum;
-    if (grads[0].defined()) sum = first_product(grads[0], source);
+    if (grads[0].defined()) sum = first_term(grads[0], source, choice);
     if (grads.size() > 1 && grads[1].defined()) {
       const at::Tensor term = second_product(grads[1], source);
       sum = sum.defined() ? sum + term : term;
     }
     return sum;
+  }
+
+  static at::Tensor first_term(const at::Tensor& grad, const Source& source, const Choice& choice) {
+    if (choice.factor == Factor::derivative) return first_product(grad, source);
+    if (choice.factor != Factor::at_exit) return product_from_value(grad, source.value, choice);
+    const auto input = source.input.defined() ? std::optional(source.input) : std::nullopt;
+    return dispatched::sigmoid_backward_at_exit(grad, input, source.value,
+                                                static_cast<int64_t>(choice.exit));
   }
 
   static variable_list traced(const variable_list& grads, const std::vector<c10::IValue>& args) {
@@ -524,10 +811,15 @@ class SigmoidNode : public torch::autograd::Node {
     source.derivative = arguments.unpack<at::Tensor>();
     source.input = arguments.unpack<at::Tensor>();
     source.output = arguments.unpack<at::Tensor>();
-    return {gradient(grads, source)};
+    const Choice choice = choice_of(arguments);
+    if (choice.factor != Factor::derivative) {
+      source.value = source.output.defined() ? source.output : at::sigmoid(source.input);
+    }
+    return {gradient(grads, source, choice)};
   }
 
   Kept derivative_, input_, output_;
+  consumers::Uses enclosing_;
   bool is_pair_ = false;
 };
 
@@ -537,8 +829,8 @@ bool is_followed(const at::Tensor& input) { return recorded(input) || has_forwar
 
 at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   if (recorded(input)) return SigmoidNode::apply_to(input, saved);
-  if (!has_forward_gradient(input)) return dispatched::sigmoid(input);
-  return compute(input, /*with_derivative=*/false, /*in_place=*/false).value;
+  if (!has_forward_gradient(input) && !is_traced()) return dispatched::sigmoid(input, saved);
+  return compute(input, /*with_derivative=*/false, /*in_place=*/false, saved).value;
 }
 
 at::Tensor& sigmoid_(at::Tensor& input) {
@@ -576,10 +868,26 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
 }
 
 at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
-  if (!for_kernels(grad) || !for_kernels(input)) return composed_backward(grad, input);
+  if (!is_transformed() && (!for_kernels(grad) || !for_kernels(input))) {
+    return composed_backward(grad, input);
+  }
   // Of a copy, which nobody changes before the second backward pass.
-  if (recorded(grad, input)) return SigmoidBackwardFunction::apply(grad, input.clone());
-  return dispatched::sigmoid_backward(grad, input);
+  const at::Tensor result = recorded(grad, input) ? ProductNode::apply_to(grad, input.clone())
+                                                  : dispatched::sigmoid_backward(grad, input);
+  at::Tensor tangent;
+  const at::Tensor primal = input._fw_primal(/*level=*/0);
+  if (const at::Tensor& along = grad._fw_grad(/*level=*/0); along.defined()) {
+    tangent = autograd::sigmoid_backward(along, primal);
+  }
+  if (const at::Tensor& along = input._fw_grad(/*level=*/0); along.defined()) {
+    const at::Tensor wide = widened(primal);
+    const at::Tensor product = widened(grad._fw_primal(/*level=*/0)) * widened(along);
+    const at::Tensor term =
+        narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), input);
+    tangent = tangent.defined() ? tangent + term : term;
+  }
+  if (tangent.defined()) result._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
+  return result;
 }
 
 at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output) {
@@ -594,6 +902,34 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
     return grad * derivative;
   }
   return dispatched::sigmoid_backward_from_derivative(grad, derivative);
+}
+
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype) {
+  if (!recorded(grad, output) && for_kernels(grad) && for_kernels(output)) {
+    return dispatched::sigmoid_backward_before_bce(grad, output, loss_dtype);
+  }
+  const auto converted = [](const at::Tensor& tensor, at::ScalarType dtype) {
+    return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+  };
+  const at::Tensor y = converted(output, loss_dtype);
+  const at::Tensor product = (1 - y) * y;
+  // What is multiplied by is what the loss divided by, a constant; the derivative is the sigmoid's,
+  // also where the floor was the larger. Adding the product less itself gives it that and adds
+  // exactly 0.
+  const at::Tensor divisor = at::clamp_min(product.detach(), 1e-12f);
+  const at::Tensor result = converted(grad, loss_dtype) * (divisor + (product - product.detach()));
+  return converted(result, at::result_type(grad, output));
+}
+
+at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,
+                                    const at::Tensor& output, int64_t exit) {
+  const consumers::Uses uses =
+      consumers::beyond(consumers::uses_of_running_node(), static_cast<consumers::Exit>(exit));
+  const Choice choice = choice_for(uses);
+  if (choice.factor != Factor::derivative) return product_from_value(grad, output, choice);
+  return input.has_value() ? dispatched::sigmoid_backward(grad, *input)
+                           : dispatched::sigmoid_backward_from_output(grad, output);
 }
 
 }  // namespace fused_sigmoid::autograd

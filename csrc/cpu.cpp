@@ -4,9 +4,12 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorIterator.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/result_type.h>
 
 #include <algorithm>
 #include <array>
+#include <optional>
 
 #include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
@@ -259,6 +262,16 @@ std::tuple<at::Tensor, at::Tensor> run_pair(const at::Tensor& input, const at::T
   return {iter.output(0), iter.output(1)};
 }
 
+constexpr const char* before_bce = "sigmoid_backward_before_bce";
+
+// The work for a sigmoid and a loss of two dtypes; none where both have to be converted first.
+std::optional<Work> work_before_bce(at::ScalarType dtype, at::ScalarType loss_dtype) {
+  if (dtype == loss_dtype) return Work::backward_before_bce;
+  const bool is_half = dtype == at::kHalf || dtype == at::kBFloat16;
+  if (is_half && loss_dtype == at::kFloat) return Work::backward_before_float32_bce;
+  return std::nullopt;
+}
+
 // torch gives an output its new shape before it finds the memory for it. Where there is none, the
 // output would go on to claim elements it does not have, and the next call write to them.
 at::TensorIterator with_resized(at::Tensor& out, const at::Tensor& input) {
@@ -351,6 +364,34 @@ void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor&
   }
   auto iter = at::TensorIterator::borrowing_binary_op(derivative, grad, derivative);
   run(iter, Work::backward_from_derivative, op);
+}
+
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype) {
+  if (const auto work = work_before_bce(at::result_type(grad, output), loss_dtype)) {
+    return run_binary(grad, output, *work, before_bce);
+  }
+  const at::Tensor none;
+  const at::Tensor result = at::TensorIterator::borrowing_binary_op(none, grad, output).output();
+  sigmoid_backward_before_bce_into(grad, output, loss_dtype, result);
+  return result;
+}
+
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory) {
+  const auto work = work_before_bce(memory.scalar_type(), loss_dtype);
+  if (!work.has_value()) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    memory.copy_(
+        sigmoid_backward_before_bce(grad.to(loss_dtype), output.to(loss_dtype), loss_dtype));
+    return;
+  }
+  if (is_simple(memory) && is_simple(grad) && is_simple(output) && are_alike(memory, grad) &&
+      are_alike(memory, output)) {
+    return run_simple(*work, before_bce, memory, grad, output);
+  }
+  auto iter = at::TensorIterator::borrowing_binary_op(memory, grad, output);
+  run(iter, *work, before_bce);
 }
 
 }  // namespace fused_sigmoid::cpu

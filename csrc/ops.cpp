@@ -8,6 +8,10 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
+#include <string_view>
+
 #include "gpu.h"
 
 namespace fused_sigmoid {
@@ -58,10 +62,10 @@ auto find(const char* name) {
 bool is_direct(const at::Tensor& tensor) { return tensor.is_cpu() && is_plain(tensor); }
 
 // A kernel without dispatch; a profiler sees it as it sees an operator.
-template <class Kernel, class... Tensors>
-auto call_direct(const char* name, Kernel kernel, const Tensors&... tensors) {
-  RECORD_FUNCTION(name, std::vector<c10::IValue>({tensors...}));
-  return kernel(tensors...);
+template <class Kernel, class... Arguments>
+auto call_direct(const char* name, Kernel kernel, const Arguments&... arguments) {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>({arguments...}));
+  return kernel(arguments...);
 }
 
 // A GPU kernel that was compiled before, likewise. None of results where it was not.
@@ -89,17 +93,22 @@ at::Tensor backward_on_gpu(const char* name, gpu::Kernel kernel, gpu::Kernel of_
   return results.empty() ? at::Tensor() : results[0];
 }
 
-using Unary = at::Tensor(const at::Tensor&);
+using Unary = at::Tensor(const at::Tensor&, std::string_view);
 using UnaryOut = void(const at::Tensor&, at::Tensor);
 using Pair = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&);
 using PairOut = void(const at::Tensor&, at::Tensor, at::Tensor);
 using Binary = at::Tensor(const at::Tensor&, const at::Tensor&);
+using AtExit = at::Tensor(const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
+                          int64_t);
+
+constexpr std::array<std::string_view, 4> saved_names = {"auto", "derivative", "input", "output"};
+using BinaryWithDtype = at::Tensor(const at::Tensor&, const at::Tensor&, at::ScalarType);
 
 }  // namespace
 
 namespace dispatched {
 
-at::Tensor sigmoid(const at::Tensor& input) {
+at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   if (is_direct(input)) return call_direct("fused_sigmoid::sigmoid", cpu::sigmoid, input);
   at::AutoDispatchBelowADInplaceOrView guard;
   if (gpu::fits(input)) {
@@ -107,7 +116,7 @@ at::Tensor sigmoid(const at::Tensor& input) {
     if (!results.empty()) return results[0];
   }
   static const auto op = find<Unary>("fused_sigmoid::sigmoid");
-  return op.call(input);
+  return op.call(input, saved_names[static_cast<size_t>(saved)]);
 }
 
 void sigmoid_out(const at::Tensor& input, at::Tensor out) {
@@ -205,19 +214,58 @@ void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor&
   derivative.mul_(grad);
 }
 
+at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,
+                                    const at::Tensor& output, int64_t exit) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = find<AtExit>("fused_sigmoid::sigmoid_backward_at_exit");
+  return op.call(grad, input, output, exit);
+}
+
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype) {
+  if (is_direct(grad) && is_direct(output)) {
+    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
+                       cpu::sigmoid_backward_before_bce, grad, output, loss_dtype);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op = find<BinaryWithDtype>("fused_sigmoid::sigmoid_backward_before_bce");
+  return op.call(grad, output, loss_dtype);
+}
+
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory) {
+  if (is_direct(grad) && is_direct(output) && is_direct(memory)) {
+    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
+                       cpu::sigmoid_backward_before_bce_into, grad, output, loss_dtype, memory);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  memory.copy_(sigmoid_backward_before_bce(grad, output, loss_dtype));
+}
+
 }  // namespace dispatched
 
-namespace {
-at::Tensor sigmoid_with_automatic_saved(const at::Tensor& input) {
-  return autograd::sigmoid(input, Saved::automatic);
+Saved saved_named(std::string_view name) {
+  const auto found = std::find(saved_names.begin(), saved_names.end(), name);
+  TORCH_CHECK_VALUE(found != saved_names.end(), "argument 'saved' is '", name,
+                    "'; accepted are 'auto', 'derivative', 'input', 'output'");
+  return static_cast<Saved>(found - saved_names.begin());
 }
+
+namespace {
+
+at::Tensor run_sigmoid(const at::Tensor& input, std::string_view) { return cpu::sigmoid(input); }
+
+at::Tensor record_sigmoid(const at::Tensor& input, std::string_view saved) {
+  return autograd::sigmoid(input, saved_named(saved));
+}
+
 }  // namespace
 
 }  // namespace fused_sigmoid
 
 TORCH_LIBRARY(fused_sigmoid, library) {
   library.set_python_module("fused_sigmoid.ops");
-  library.def("sigmoid(Tensor input) -> Tensor");
+  library.def("sigmoid(Tensor input, *, str saved=\"auto\") -> Tensor");
   library.def("sigmoid_out(Tensor input, Tensor(a!) out) -> ()");
   library.def("sigmoid_with_derivative(Tensor input) -> (Tensor value, Tensor derivative)");
   library.def(
@@ -225,26 +273,39 @@ TORCH_LIBRARY(fused_sigmoid, library) {
   library.def("sigmoid_backward(Tensor grad, Tensor input) -> Tensor");
   library.def("sigmoid_backward_from_output(Tensor grad, Tensor output) -> Tensor");
   library.def("sigmoid_backward_from_derivative(Tensor grad, Tensor derivative) -> Tensor");
+  // What it computes depends on the backward pass that it runs in, which a replayed CUDA graph does
+  // not know.
+  library.def(
+      "sigmoid_backward_at_exit(Tensor grad, Tensor? input, Tensor output, int exit) -> Tensor",
+      {at::Tag::cudagraph_unsafe});
+  library.def(
+      "sigmoid_backward_before_bce(Tensor grad, Tensor output, ScalarType loss_dtype) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fused_sigmoid, CPU, library) {
   namespace cpu = fused_sigmoid::cpu;
-  library.impl("sigmoid", cpu::sigmoid);
+  library.impl("sigmoid", fused_sigmoid::run_sigmoid);
   library.impl("sigmoid_out", cpu::sigmoid_out);
   library.impl("sigmoid_with_derivative", cpu::sigmoid_with_derivative);
   library.impl("sigmoid_with_derivative_out", cpu::sigmoid_with_derivative_out);
   library.impl("sigmoid_backward", cpu::sigmoid_backward);
   library.impl("sigmoid_backward_from_output", cpu::sigmoid_backward_from_output);
   library.impl("sigmoid_backward_from_derivative", cpu::sigmoid_backward_from_derivative);
+  library.impl("sigmoid_backward_before_bce", cpu::sigmoid_backward_before_bce);
+}
+
+TORCH_LIBRARY_IMPL(fused_sigmoid, CompositeExplicitAutograd, library) {
+  library.impl("sigmoid_backward_at_exit", fused_sigmoid::autograd::sigmoid_backward_at_exit);
 }
 
 TORCH_LIBRARY_IMPL(fused_sigmoid, Autograd, library) {
   namespace autograd = fused_sigmoid::autograd;
-  library.impl("sigmoid", fused_sigmoid::sigmoid_with_automatic_saved);
+  library.impl("sigmoid", fused_sigmoid::record_sigmoid);
   library.impl("sigmoid_out", autograd::sigmoid_out);
   library.impl("sigmoid_with_derivative", autograd::sigmoid_with_derivative);
   library.impl("sigmoid_with_derivative_out", autograd::sigmoid_with_derivative_out);
   library.impl("sigmoid_backward", autograd::sigmoid_backward);
   library.impl("sigmoid_backward_from_output", autograd::sigmoid_backward_from_output);
   library.impl("sigmoid_backward_from_derivative", autograd::sigmoid_backward_from_derivative);
+  library.impl("sigmoid_backward_before_bce", autograd::sigmoid_backward_before_bce);
 }

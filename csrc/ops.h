@@ -4,12 +4,18 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <optional>
+#include <string_view>
 #include <tuple>
 
 namespace fused_sigmoid {
 
 // What the autograd Function keeps for the backward pass; see `sigmoid` in functional.py.
 enum class Saved { automatic, derivative, input, output };
+
+// As users write it: "auto" and so on; ValueError for another name. ops.cpp
+Saved saved_named(std::string_view name);
 
 // Without autograd, on CPU tensors of any strides and real dtype. cpu.cpp
 namespace cpu {
@@ -22,11 +28,18 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
 // Into the derivative's memory, for tensors of one shape and dtype.
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
+// For an output that nn.BCELoss was computed from in `loss_dtype`.
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype);
+// Into memory with the output's shape, dtype and dense layout, which neither operand lies in.
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory);
 }  // namespace cpu
 
 // Without autograd, on any device that has kernels. ops.cpp
 namespace dispatched {
-at::Tensor sigmoid(const at::Tensor& input);
+// What is saved matters where the call goes to an autograd beneath, of another transform.
+at::Tensor sigmoid(const at::Tensor& input, Saved saved = Saved::automatic);
 void sigmoid_out(const at::Tensor& input, at::Tensor out);
 std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& input);
 void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative);
@@ -34,6 +47,12 @@ at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
 at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
+at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,
+                                    const at::Tensor& output, int64_t exit);
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype);
+void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
+                                      at::ScalarType loss_dtype, const at::Tensor& memory);
 }  // namespace dispatched
 
 // With autograd, of every order; forward-mode AD follows what has no `out`. autograd.cpp
@@ -48,6 +67,12 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
 at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input);
 at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output);
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
+at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                       at::ScalarType loss_dtype);
+// In a compiled region that the output left by an exit (see consumers.h): the factor is chosen by
+// what the region's output went to. Without the input, where the output alone is kept.
+at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,
+                                    const at::Tensor& output, int64_t exit);
 }  // namespace autograd
 
 // Whether kernels may be called on the tensor directly: strided, on a CPU or CUDA device, with

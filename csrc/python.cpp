@@ -9,6 +9,7 @@
 #include <climits>
 #include <stdexcept>
 
+#include "consumers.h"
 #include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
 #include "gpu.h"
@@ -217,6 +218,17 @@ PyObject* gpu_launches(PyObject*, PyObject*) {
   return PyLong_FromUnsignedLongLong(fused_sigmoid::gpu::launches());
 }
 
+PyObject* can_read_backward_passes(PyObject*, PyObject*) {
+  return PyBool_FromLong(fused_sigmoid::consumers::can_read());
+}
+
+PyObject* set_reading_backward_passes(PyObject*, PyObject* object) {
+  const int is_on = PyObject_IsTrue(object);
+  if (is_on < 0) return nullptr;
+  fused_sigmoid::consumers::set_reading(is_on != 0);
+  Py_RETURN_NONE;
+}
+
 PyObject* instruction_set(PyObject*, PyObject*) {
   return PyUnicode_FromString(fused_sigmoid::selected_kernels().instruction_set);
 }
@@ -260,6 +272,8 @@ PyMethodDef methods[] = {
     {"launch_gpu_kernel", fast(launch_gpu_kernel), METH_FASTCALL, nullptr},
     {"forget_gpu_kernels", forget_gpu_kernels, METH_NOARGS, nullptr},
     {"gpu_launches", gpu_launches, METH_NOARGS, nullptr},
+    {"can_read_backward_passes", can_read_backward_passes, METH_NOARGS, nullptr},
+    {"set_reading_backward_passes", set_reading_backward_passes, METH_O, nullptr},
     {"instruction_set", instruction_set, METH_NOARGS, nullptr},
     {"instruction_sets", instruction_sets, METH_NOARGS, nullptr},
     {"select_instruction_set", select_instruction_set, METH_O, nullptr},

@@ -92,12 +92,14 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
     check_saved(saved)
     if out is not None:
         return _torch(torch.sigmoid, input, out=out)
-    if saved == "output" or not _has_formula(input):
+    if not _has_formula(input):
         return _torch(torch.sigmoid, input)
     if _is_eager():
         value = extension.followed_sigmoid(input, saved)
         return torch.sigmoid(input) if value is None else value
-    return _formula(formula.Sigmoid, formula.TransformableSigmoid, input)
+    if _is_plain():
+        return torch.sigmoid(input)
+    return torch.ops.fused_sigmoid.sigmoid(input, saved=saved)
 
 
 def sigmoid_(input: Tensor) -> Tensor:
@@ -124,7 +126,8 @@ def sigmoid_(input: Tensor) -> Tensor:
     if _is_eager():
         value = extension.followed_sigmoid_(input)
         return torch.sigmoid_(input) if value is None else value
-    return input.copy_(_formula(formula.Sigmoid, formula.TransformableSigmoid, input))
+    # Of a copy, since the input is changed before the backward pass.
+    return input.copy_(torch.ops.fused_sigmoid.sigmoid(input.clone()))
 
 
 def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,9 +159,9 @@ def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
     if _is_eager():
         pair = extension.followed_sigmoid_with_derivative(input)
         return formula.sigmoid_with_derivative(input) if pair is None else pair
-    return _formula(
-        formula.SigmoidWithDerivative, formula.TransformableSigmoidWithDerivative, input
-    )
+    if _is_plain():
+        return formula.sigmoid_with_derivative(input)
+    return torch.ops.fused_sigmoid.sigmoid_with_derivative(input)
 
 
 def check_saved(saved: object) -> None:
@@ -198,19 +201,6 @@ def _is_eager() -> bool:
 def transforms() -> list[Any]:
     """The types of the active ``torch.func`` transforms, the outermost first."""
     return [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-
-
-def _formula(compiled: Any, transformable: Any, input: Tensor) -> Any:
-    if _is_plain():
-        return compiled.plain(input)
-    if is_compiling():
-        return compiled.apply(input)
-    # An autograd Function cannot go through two levels of ``jvp``, or ``functionalize``.
-    types, active = torch._C._functorch.TransformType, transforms()
-    if active.count(types.Jvp) > 1 or types.Functionalize in active:
-        return transformable.composed(input)
-    # Of a copy, since the input may be changed in place before the backward pass.
-    return transformable.apply(input.clone())
 
 
 def _torch(function: Callable[..., Any], input: Tensor, **arguments: Any) -> Any:

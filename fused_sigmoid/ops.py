@@ -18,7 +18,7 @@ from . import formula
 
 
 @torch.library.register_fake("fused_sigmoid::sigmoid")
-def _(input: Tensor) -> Tensor:
+def _(input: Tensor, *, saved: str = "auto") -> Tensor:
     return torch.sigmoid(input)
 
 
@@ -45,6 +45,16 @@ def _(grad: Tensor, other: Tensor) -> Tensor:
     return torch.mul(grad, other)
 
 
+@torch.library.register_fake("fused_sigmoid::sigmoid_backward_at_exit")
+def _(grad: Tensor, input: Tensor | None, output: Tensor, exit: int) -> Tensor:
+    return torch.mul(grad, output)
+
+
+@torch.library.register_fake("fused_sigmoid::sigmoid_backward_before_bce")
+def _(grad: Tensor, output: Tensor, loss_dtype: torch.dtype) -> Tensor:
+    return torch.mul(grad, output)
+
+
 # Batching rules: an elementwise operator only has to bring the batch dimensions together.
 
 
@@ -52,11 +62,16 @@ def _register_batching(name: str) -> None:
     operator = getattr(torch.ops.fused_sigmoid, name)
     outputs = len(operator.default._schema.returns)
 
-    def rule(_: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Any, Any]:
-        rank = max(t.dim() - (d is not None) for t, d in zip(tensors, in_dims, strict=True))
-        result = operator(
-            *(_batch_first(t, d, rank) for t, d in zip(tensors, in_dims, strict=True))
-        )
+    def rule(
+        _: Any, in_dims: tuple[int | None, ...], *arguments: Any, **options: Any
+    ) -> tuple[Any, Any]:
+        # A dtype, which comes last, has no dimensions.
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        others = arguments[len(tensors) :]
+        dims = in_dims[: len(tensors)]
+        rank = max(t.dim() - (d is not None) for t, d in zip(tensors, dims, strict=True))
+        batched = (_batch_first(t, d, rank) for t, d in zip(tensors, dims, strict=True))
+        result = operator(*batched, *others, **options)
         return result, {0: None, 1: 0, 2: (0, 0)}[outputs]
 
     torch.library.register_vmap(f"fused_sigmoid::{name}", rule)
@@ -76,6 +91,7 @@ for _name in (
     "sigmoid_backward",
     "sigmoid_backward_from_output",
     "sigmoid_backward_from_derivative",
+    "sigmoid_backward_before_bce",
 ):
     _register_batching(_name)
 
@@ -130,7 +146,7 @@ def _write(out: Tensor, value: Tensor, input: Tensor) -> None:
 
 
 @torch.library.impl("fused_sigmoid::sigmoid", "CUDA")
-def _(input: Tensor) -> Tensor:
+def _(input: Tensor, *, saved: str = "auto") -> Tensor:
     return cuda_kernels().sigmoid(_real(input))
 
 
@@ -160,11 +176,11 @@ def _(input: Tensor, value: Tensor, derivative: Tensor) -> None:
 
 
 def _register_backward(name: str) -> None:
-    def backward(grad: Tensor, other: Tensor) -> Tensor:
+    def backward(grad: Tensor, other: Tensor, *loss_dtype: torch.dtype) -> Tensor:
         if grad.shape != other.shape or grad.dtype != other.dtype:
             dtype = torch.result_type(grad, other)
             grad, other = torch.broadcast_tensors(grad.to(dtype), other.to(dtype))
-        return getattr(cuda_kernels(), name)(grad, other)
+        return getattr(cuda_kernels(), name)(grad, other, *loss_dtype)
 
     torch.library.impl(f"fused_sigmoid::{name}", "CUDA", backward)
 
@@ -173,5 +189,6 @@ for _name in (
     "sigmoid_backward",
     "sigmoid_backward_from_output",
     "sigmoid_backward_from_derivative",
+    "sigmoid_backward_before_bce",
 ):
     _register_backward(_name)

@@ -206,6 +206,8 @@ def _everything(input: Tensor, grad: Tensor) -> Results:
         ops.sigmoid_backward(grad, input),
         ops.sigmoid_backward_from_output(grad, input),
         ops.sigmoid_backward_from_derivative(grad, input),
+        ops.sigmoid_backward_before_bce(grad, input, input.dtype),
+        ops.sigmoid_backward_before_bce(grad, input, torch.float32),
     )
 
 

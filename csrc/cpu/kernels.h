@@ -20,8 +20,10 @@ enum class Work {
   backward_from_input,
   backward_from_output,
   backward_from_derivative,
+  backward_before_bce,
+  backward_before_float32_bce,
 };
-constexpr int work_count = 5;
+constexpr int work_count = 7;
 
 struct KernelTable {
   const char* instruction_set;

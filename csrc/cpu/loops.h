@@ -132,7 +132,8 @@ constexpr KernelTable kernel_table(const char* instruction_set) {
   return {instruction_set,
           {FUSED_SIGMOID_ROW(Value), FUSED_SIGMOID_ROW(ValueAndDerivative),
            FUSED_SIGMOID_ROW(BackwardFromInput), FUSED_SIGMOID_ROW(BackwardFromOutput),
-           FUSED_SIGMOID_ROW(BackwardFromDerivative)}};
+           FUSED_SIGMOID_ROW(BackwardFromDerivative), FUSED_SIGMOID_ROW(BackwardBeforeBce),
+           FUSED_SIGMOID_ROW(BackwardBeforeFloat32Bce)}};
 #undef FUSED_SIGMOID_ROW
 }
 

@@ -55,6 +55,12 @@ struct Two {
     return {complement_unless_negative(x.first, t.first),
             complement_unless_negative(x.second, t.second)};
   }
+  friend Two rounded_to_float16(Two a) {
+    return {rounded_to_float16(a.first), rounded_to_float16(a.second)};
+  }
+  friend Two rounded_to_bfloat16(Two a) {
+    return {rounded_to_bfloat16(a.first), rounded_to_bfloat16(a.second)};
+  }
   friend Two from_exponent_field(Two shifted) {
     return {from_exponent_field(shifted.first), from_exponent_field(shifted.second)};
   }

@@ -33,6 +33,7 @@ struct Double {
     return Double(_mm256_fnmadd_pd(a.v, b.v, c.v));
   }
   friend Double min(Double a, Double b) { return Double(_mm256_min_pd(a.v, b.v)); }
+  friend Double max(Double a, Double b) { return Double(_mm256_max_pd(a.v, b.v)); }
   // t where x is negative, by the sign bit, 1 - t elsewhere; at -0 both are equal.
   friend Double complement_unless_negative(Double x, Double t) {
     return Double(_mm256_blendv_pd(_mm256_sub_pd(_mm256_set1_pd(1), t.v), t.v, x.v));
@@ -58,10 +59,12 @@ struct Float {
     return Float(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   }
   void store(float* to) const { _mm256_storeu_ps(to, v); }
-  void store(Float16* to) const {
-    const __m128i bits = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
+  void store(Float16* to) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), to_float16()); }
+
+  __m128i to_float16() const {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
+  friend Float rounded_to_float16(Float a) { return Float(_mm256_cvtph_ps(a.to_float16())); }
 
   // The even and the odd elements of `from`, which a shift and a mask tell apart.
   static void load_even_odd(const BFloat16* from, Float& even, Float& odd) {
@@ -70,17 +73,21 @@ struct Float {
     odd.v = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)));
   }
   static void store_even_odd(BFloat16* to, Float even, Float odd) {
-    const __m256i low = _mm256_srli_epi32(rounded_to_bfloat16(even), 16);
-    const __m256i both = _mm256_blend_epi16(low, rounded_to_bfloat16(odd), 0xaa);
+    const __m256i low = _mm256_srli_epi32(to_bfloat16(even), 16);
+    const __m256i both = _mm256_blend_epi16(low, to_bfloat16(odd), 0xaa);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), both);
   }
   // In the upper halves of the lanes, to nearest, ties to even: half a last place is added, a bit
   // less if the number is even. The lower half of a NaN is 0 in arithmetic with bfloat16 numbers,
   // so that it stays one.
-  static __m256i rounded_to_bfloat16(Float a) {
+  static __m256i to_bfloat16(Float a) {
     const __m256i bits = _mm256_castps_si256(a.v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  }
+  friend Float rounded_to_bfloat16(Float a) {
+    const __m256i upper = _mm256_set1_epi32(-0x10000);
+    return Float(_mm256_castsi256_ps(_mm256_and_si256(to_bfloat16(a), upper)));
   }
 
   friend Float operator+(Float a, Float b) { return Float(_mm256_add_ps(a.v, b.v)); }

@@ -33,6 +33,7 @@ struct Double {
     return Double(_mm512_fnmadd_pd(a.v, b.v, c.v));
   }
   friend Double min(Double a, Double b) { return Double(_mm512_min_pd(a.v, b.v)); }
+  friend Double max(Double a, Double b) { return Double(_mm512_max_pd(a.v, b.v)); }
   // t where x is negative, by the sign bit, 1 - t elsewhere; at -0 both are equal.
   friend Double complement_unless_negative(Double x, Double t) {
     const __m512i sign = _mm512_castpd_si512(_mm512_set1_pd(-0.0));
@@ -61,9 +62,13 @@ struct Float {
   }
   void store(float* to) const { _mm512_storeu_ps(to, v); }
   void store(Float16* to) const {
-    const __m256i bits = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_float16());
   }
+
+  __m256i to_float16() const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  friend Float rounded_to_float16(Float a) { return Float(_mm512_cvtph_ps(a.to_float16())); }
 
   // The even and the odd elements of `from`, which a shift and a mask tell apart.
   static void load_even_odd(const BFloat16* from, Float& even, Float& odd) {
@@ -72,18 +77,22 @@ struct Float {
     odd.v = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
   }
   static void store_even_odd(BFloat16* to, Float even, Float odd) {
-    const __m512i low = _mm512_srli_epi32(rounded_to_bfloat16(even), 16);
-    const __m512i both = _mm512_mask_mov_epi16(low, 0xaaaaaaaa, rounded_to_bfloat16(odd));
+    const __m512i low = _mm512_srli_epi32(to_bfloat16(even), 16);
+    const __m512i both = _mm512_mask_mov_epi16(low, 0xaaaaaaaa, to_bfloat16(odd));
     _mm512_storeu_si512(to, both);
   }
   // In the upper halves of the lanes, to nearest, ties to even: half a last place is added, a bit
   // less if the number is even. In integers, since vcvtneps2bf16 flushes subnormals. The lower
   // half of a NaN is 0 in arithmetic with bfloat16 numbers, so that it stays one.
-  static __m512i rounded_to_bfloat16(Float a) {
+  static __m512i to_bfloat16(Float a) {
     const __m512i bits = _mm512_castps_si512(a.v);
     const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     const __m512i below = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
     return _mm512_mask_add_epi32(below, odd, below, _mm512_set1_epi32(1));
+  }
+  friend Float rounded_to_bfloat16(Float a) {
+    const __m512i upper = _mm512_set1_epi32(-0x10000);
+    return Float(_mm512_castsi512_ps(_mm512_and_si512(to_bfloat16(a), upper)));
   }
 
   friend Float operator+(Float a, Float b) { return Float(_mm512_add_ps(a.v, b.v)); }

@@ -117,6 +117,8 @@ struct Float : Single<float, uint32_t, 23> {
   static Float load(const BFloat16* from) { return Float(from_bfloat16(load_element(from))); }
   void store(Float16* to) const { store_element(to, to_float16(v)); }
   void store(BFloat16* to) const { store_element(to, to_bfloat16(v)); }
+  friend Float rounded_to_float16(Float a) { return Float(from_float16(to_float16(a.v))); }
+  friend Float rounded_to_bfloat16(Float a) { return Float(from_bfloat16(to_bfloat16(a.v))); }
 };
 
 struct Vectors {

@@ -118,4 +118,40 @@ struct BackwardFromDerivative {
   }
 };
 
+// To the dtype of the elements, as torch rounds what it stores.
+template <class C, class V>
+inline V rounded(V a) {
+  if constexpr (std::is_same_v<C, Float16Constants>) return rounded_to_float16(a);
+  if constexpr (std::is_same_v<C, Bfloat16Constants>) return rounded_to_bfloat16(a);
+  return a;
+}
+
+// What nn.BCELoss divides its gradient by, computed in the dtype of C. The floor is this float in
+// float64 as well. max returns its second argument for NaN, as std::max does in torch.
+template <class C, class V>
+inline V divisor_of_bce(V y) {
+  const V complement = V(1) - y;
+  const V product = rounded<C>(complement) * y;
+  return max(rounded<C>(V(1e-12f)), rounded<C>(product));
+}
+
+// inputs: grad, output. For a loss in the output's dtype: by the same roundings it is the same
+// divisor, and the product undoes the division.
+struct BackwardBeforeBce {
+  static constexpr int outputs = 1, inputs = 2;
+  template <class C, class V>
+  static void apply(const V (&in)[2], V (&out)[1]) {
+    out[0] = in[0] * divisor_of_bce<C>(in[1]);
+  }
+};
+
+// inputs: grad, output. For a loss in float32 of an output in a half.
+struct BackwardBeforeFloat32Bce {
+  static constexpr int outputs = 1, inputs = 2;
+  template <class C, class V>
+  static void apply(const V (&in)[2], V (&out)[1]) {
+    out[0] = in[0] * divisor_of_bce<Float32Constants>(in[1]);
+  }
+};
+
 }  // namespace fused_sigmoid
