@@ -604,7 +604,11 @@ class SigmoidNode : public consumers::Asking {
       dispatched::sigmoid_backward_from_derivative_(grads[0], source.derivative);
       return {source.derivative};
     }
-    if (choice.factor != Factor::derivative) source.value = unpack_value();
+    if (choice.factor != Factor::derivative) {
+      source.value = unpack_value();
+      // The gradient's memory is then that of the derivative, of which nothing is needed.
+      if (derivative_ && drops_derivative()) derivative_.variable.reset_data();
+    }
     if (choice.factor == Factor::before_bce && recorded(grads[0], source.value) &&
         !has_forward_gradient(grads[0]) && !has_forward_gradient(source.value)) {
       const at::Tensor first = ProductNode::apply_to(grads[0], source.value, choice, next_edge(0));
@@ -758,21 +762,22 @@ class SigmoidNode : public consumers::Asking {
                 "saved=\"input\". With saved=\"auto\" it may change, as with nn.Sigmoid");
   }
 
+  // Whether nobody needs the kept derivative after this run of the node.
+  bool drops_derivative() const {
+    if (is_pair_ || derivative_.variable.has_hooks() || at::GradMode::is_enabled() ||
+        torch::autograd::get_current_graph_task_keep_graph()) {
+      return false;
+    }
+    // A hook may run the node as well, and in place on a view another node does.
+    return torch::autograd::get_current_node().get() == this && pre_hooks().empty() &&
+           tensor_pre_hooks().empty() && post_hooks().empty();
+  }
+
   // Whether the gradient may take the memory of the kept derivative: nothing else holds it, and
   // this node runs no more. One allocation, and one tensor in the cache, less.
   bool takes_derivative(const at::Tensor& grad, const Source& source) {
     const at::Tensor& derivative = source.derivative;
-    if (is_pair_ || !derivative.defined() || !grad.defined() || derivative_.variable.has_hooks()) {
-      return false;
-    }
-    if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
-      return false;
-    }
-    // A hook may run the node as well, and in place on a view another node does.
-    if (torch::autograd::get_current_node().get() != this || !pre_hooks().empty() ||
-        !tensor_pre_hooks().empty() || !post_hooks().empty()) {
-      return false;
-    }
+    if (!derivative.defined() || !grad.defined() || !drops_derivative()) return false;
     constexpr size_t references = 2;  // the saved one and the caller's
     if (derivative.use_count() != references || derivative.storage().use_count() != 1) return false;
     // The result's strides are then the derivative's.

@@ -247,16 +247,6 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
   return op.call(grad, output, loss_dtype);
 }
 
-void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
-                                      at::ScalarType loss_dtype, const at::Tensor& memory) {
-  if (is_direct(grad) && is_direct(output) && is_direct(memory)) {
-    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
-                       cpu::sigmoid_backward_before_bce_into, grad, output, loss_dtype, memory);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  memory.copy_(sigmoid_backward_before_bce(grad, output, loss_dtype));
-}
-
 }  // namespace dispatched
 
 Saved saved_named(std::string_view name) {
