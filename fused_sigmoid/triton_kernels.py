@@ -18,8 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import coefficients, formula
+from . import coefficients
 from ._extension import extension
+from .formula import FLOOR_OF_BCE, HALVES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,7 @@ _FLOAT64 = _constants("FLOAT64")
 _FLOAT32 = _constants("FLOAT32")
 _FLOAT16 = _constants("FLOAT16")
 _BFLOAT16 = _constants("BFLOAT16")
-_FLOOR_OF_BCE = tl.constexpr(formula.FLOOR_OF_BCE)
+_FLOOR_OF_BCE = tl.constexpr(FLOOR_OF_BCE)
 
 
 @triton.jit
@@ -583,7 +584,7 @@ def sigmoid_backward_before_bce(grad: Tensor, output: Tensor, loss_dtype: torch.
     """grad · max((1 - y) · y, 1e-12), rounded as nn.BCELoss in `loss_dtype` rounds its divisor."""
     if loss_dtype == output.dtype:
         kernel = BACKWARD_BEFORE_BCE
-    elif loss_dtype == torch.float32 and output.dtype in formula.HALVES:
+    elif loss_dtype == torch.float32 and output.dtype in HALVES:
         kernel = BACKWARD_BEFORE_FLOAT32_BCE
     else:
         operands = grad.to(loss_dtype), output.to(loss_dtype)

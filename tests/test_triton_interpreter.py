@@ -186,9 +186,7 @@ def _results(kernels, grad, x):
     from_output = kernels.sigmoid_backward_from_output(grad, saved_value)
     from_derivative = kernels.sigmoid_backward_from_derivative(grad, saved_derivative)
     before_bce = kernels.sigmoid_backward_before_bce(grad, saved_value, x.dtype)
-    divisor = np.maximum(
-        (1 - y) * y, kernels.formula.FLOOR_OF_BCE if x.dtype != torch.float16 else 0
-    )
+    divisor = np.maximum((1 - y) * y, kernels.FLOOR_OF_BCE if x.dtype != torch.float16 else 0)
 
     value_bound, derivative_bound = BOUNDS[x.dtype]
     value_tolerance = value_bound * _ulp(value, x.dtype)
