@@ -763,7 +763,7 @@ class SigmoidNode : public consumers::Asking {
   }
 
   // Whether nobody needs the kept derivative after this run of the node.
-  bool drops_derivative() const {
+  bool drops_derivative() {
     if (is_pair_ || derivative_.variable.has_hooks() || at::GradMode::is_enabled() ||
         torch::autograd::get_current_graph_task_keep_graph()) {
       return false;

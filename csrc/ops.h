@@ -31,7 +31,7 @@ void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor&
 // For an output that nn.BCELoss was computed from in `loss_dtype`.
 at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
                                        at::ScalarType loss_dtype);
-// Into memory with the output's shape, dtype and dense layout, which neither operand lies in.
+
 }  // namespace cpu
 
 // Without autograd, on any device that has kernels. ops.cpp
