@@ -39,6 +39,8 @@ class Connection(NamedTuple):
     # Of a right gradient, in units of eps.
     roundings: int = 8
     dtypes: tuple[torch.dtype, ...] = EVERY
+    # A dtype on the way to the loss, whose roundings are the connection's own.
+    rounds_to: torch.dtype = torch.float64
     # Of an exact connection with several sigmoids, those that are; None is all.
     exact_calls: tuple[int, ...] | None = None
 
@@ -379,9 +381,10 @@ BCE |= {
         RIGHT,
     ),
     "two BCE": Connection(
-        lambda sigmoid, x, t: sum(bce(y, target) for y in [sigmoid(x)] for target in (t, 1 - t)),
-        lambda x, t: with_logits(x, t) + with_logits(x, 1 - t),
+        lambda sigmoid, x, t: sum(bce(y, t) + 2 * bce(y, 1 - t) for y in [sigmoid(x)]),
+        lambda x, t: with_logits(x, t) + 2 * with_logits(x, 1 - t),
         RIGHT,
+        roundings=12,
     ),
     "BCE and BCE of the flipped": Connection(
         lambda sigmoid, x, t: sum(bce(z, t) for y in [sigmoid(x)] for z in (y, y.flip(0))),
@@ -419,7 +422,6 @@ BCE |= {
         lambda x, t: 3 * with_logits(x, t) + 2.0**-10 * (x * x).sum(),
         RIGHT,
     ),
-    # Its value says 100 where that of the logits says more than 16.6; the root of it depends on it.
     "BCE, weighted by its own output": Connection(
         lambda sigmoid, x, t: sum((bce(y, t, "none") * y.detach()).sum() for y in [sigmoid(x)]),
         lambda x, t: (
@@ -480,15 +482,23 @@ BCE |= {
         lambda sigmoid, x, t: bce(sigmoid(x).double(), t.double()), with_logits, RIGHT
     ),
     "BCE, hooks on the output": Connection(_hooked, with_logits, RIGHT),
-    # What a rounding on the way adds is nn.Sigmoid's too.
     "BCE, cast to float32 after float64": Connection(
-        lambda sigmoid, x, t: bce(sigmoid(x.double()).float(), t.float()), with_logits, AS_TORCH
+        lambda sigmoid, x, t: bce(sigmoid(x.double()).float(), t.float()),
+        with_logits,
+        RIGHT,
+        rounds_to=torch.float32,
     ),
     "BCE, through float16": Connection(
-        lambda sigmoid, x, t: bce(sigmoid(x).half().float(), t.float()), with_logits, AS_TORCH
+        lambda sigmoid, x, t: bce(sigmoid(x).half().float(), t.float()),
+        with_logits,
+        RIGHT,
+        rounds_to=torch.float16,
     ),
     "BCE, through bfloat16": Connection(
-        lambda sigmoid, x, t: bce(sigmoid(x).bfloat16().float(), t.float()), with_logits, AS_TORCH
+        lambda sigmoid, x, t: bce(sigmoid(x).bfloat16().float(), t.float()),
+        with_logits,
+        RIGHT,
+        rounds_to=torch.bfloat16,
     ),
     "BCE, a function of somebody's that hands on": Connection(
         lambda sigmoid, x, t: bce(HandsOn.apply(sigmoid(x)), t), with_logits, AS_TORCH
@@ -939,6 +949,9 @@ DIVIDING: dict[str, Connection] = {
         AS_TORCH,
     ),
     "log of 1 - y / 2": _of_sides(lambda y: (1 - y / 2).log(), lambda s, c: ((1 + c) / 2).log()),
+    "log of 0.9 y + 0.05": _of_sides(
+        lambda y: (y * 0.9 + 0.05).log(), lambda s, c: (0.9 * s + 0.05).log()
+    ),
     "log of 1 - y, rows": Connection(
         lambda sigmoid, x, t: (1 - sigmoid(x)).view(-1, 3).mean(1).log().sum(),
         lambda x, t: both_sides(x)[1].view(-1, 3).mean(1).log().sum(),
@@ -1196,24 +1209,36 @@ def _highway(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
     )
 
 
-def _gate_before_sigmoid(
-    scale: float, loss: Callable[[Tensor, Tensor], Tensor]
-) -> Callable[[Activation, Tensor, Tensor], Tensor]:
-    def use(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
-        hidden = _gated(sigmoid, x)
-        return loss(sigmoid((hidden @ matrix(12, 1, x)).squeeze(1) * scale), _rows(t)[:, 0])
-
-    return use
+# A gate before a second sigmoid: the logits of that, of the output of the first.
 
 
-def _gate_before_sigmoid_in_layers(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
+def _row_logits(sigmoid: Activation, x: Tensor) -> Tensor:
+    return (_gated(sigmoid, x) @ matrix(12, 1, x)).squeeze(1)
+
+
+def _large_logits(sigmoid: Activation, x: Tensor) -> Tensor:
+    return _row_logits(sigmoid, x) * 24
+
+
+def _logits_of_layers(sigmoid: Activation, x: Tensor) -> Tensor:
     hidden = F.relu(_gated(sigmoid, x) @ matrix(12, 8, x) + 0.125)
-    return bce(sigmoid(F.layer_norm(hidden, (8,)) @ matrix(8, 1, x)), _rows(t)[:, :1], "mean")
+    return (F.layer_norm(hidden, (8,)) @ matrix(8, 1, x)).squeeze(1)
 
 
-def _silu_before_bce(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
-    hidden = (x * sigmoid(x) * 2.0**-6).view(-1, 12)
-    return bce(sigmoid(hidden @ matrix(12, 1, x)), _rows(t)[:, :1], "mean")
+def _logits_of_silu(sigmoid: Activation, x: Tensor) -> Tensor:
+    return (_rows(x * sigmoid(x) * 2.0**-6) @ matrix(12, 1, x)).squeeze(1)
+
+
+def _before_sigmoid(
+    logits: Callable[[Activation, Tensor], Tensor], loss: Callable[[Tensor, Tensor], Tensor] = bce
+) -> Connection:
+    """The gate keeps its tail, whatever is promised to the second sigmoid."""
+    return Connection(
+        lambda sigmoid, x, t: loss(sigmoid(logits(sigmoid, x)), _rows(t)[:, 0]),
+        lambda x, t: with_logits(logits(exact_sigmoid, x), _rows(t)[:, 0]),
+        EXACT,
+        exact_calls=(0,),
+    )
 
 
 ORDINARY: dict[str, Connection] = {
@@ -1236,6 +1261,7 @@ ORDINARY: dict[str, Connection] = {
     ),
     "dice": _loss(dice),
     "log": _loss(lambda y, t: y.log().sum()),
+    "log of 1 + y": _loss(lambda y, t: (1 + y).log().sum()),
     "minus the log": _loss(lambda y, t: -(y.log() * weights(y)).mean()),
     "y log y": _loss(lambda y, t: (y * y.log()).sum()),
     "Poisson": _loss(lambda y, t: F.poisson_nll_loss(y, t, log_input=False)),
@@ -1311,12 +1337,14 @@ ORDINARY: dict[str, Connection] = {
     "attention of gated values": _ordinary(_attention),
     "sigmoid attention": _ordinary(_sigmoid_attention),
     "highway": _ordinary(_highway),
-    "gate, sigmoid, BCE": _ordinary(_gate_before_sigmoid(1, bce), exact_calls=(0,)),
-    "gate, saturated sigmoid, BCE": _ordinary(_gate_before_sigmoid(24, bce), exact_calls=(0,)),
-    "gate, sigmoid, by hand": _ordinary(_gate_before_sigmoid(1, _by_hand), exact_calls=(0,)),
-    "gate, sigmoid, MSE": _ordinary(_gate_before_sigmoid(1, F.mse_loss)),
-    "gate, layers, sigmoid, BCE": _ordinary(_gate_before_sigmoid_in_layers, exact_calls=(0,)),
-    "SiLU, sigmoid, BCE": _ordinary(_silu_before_bce, exact_calls=(0,)),
+    "gate, sigmoid, BCE": _before_sigmoid(_row_logits),
+    "gate, saturated sigmoid, BCE": _before_sigmoid(_large_logits),
+    "gate, sigmoid, by hand": _before_sigmoid(_row_logits, _by_hand),
+    "gate, layers, sigmoid, BCE": _before_sigmoid(_logits_of_layers),
+    "SiLU, sigmoid, BCE": _before_sigmoid(_logits_of_silu),
+    "gate, sigmoid, MSE": _ordinary(
+        lambda sigmoid, x, t: F.mse_loss(sigmoid(_row_logits(sigmoid, x)), _rows(t)[:, 0])
+    ),
 }
 
 TABLE: dict[str, Connection] = {**BCE, **BESIDE, **MADE, **DIVIDING, **ORDINARY}

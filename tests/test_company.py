@@ -34,6 +34,7 @@ from tests.company_connections import (
     with_logits,
 )
 from tests.company_verdicts import (
+    LEAST,
     Case,
     ExactSigmoid,
     Product,
@@ -53,6 +54,15 @@ every_dtype = pytest.mark.parametrize("dtype", EVERY, ids=str)
 every_half = pytest.mark.parametrize("dtype", oracle.HALVES, ids=str)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Of few elements; others wait for a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # Every face of the sigmoid.
 
 
@@ -63,9 +73,9 @@ def _overridden(x: Tensor) -> Tensor:
 
 class Face(NamedTuple):
     sigmoid: Activation
-    # What it keeps of a few elements; float64 in place keeps the input.
+    # What it keeps; float64 in place keeps the input.
     keeps: str
-    # How many times over the numbers are taken: "auto" keeps the derivative of many.
+    # How many times over the numbers are taken.
     times: int = 1
 
 
@@ -79,24 +89,22 @@ FACES = {
     "value of the pair": Face(lambda x: sigmoid_with_derivative(x)[0], "derivative"),
     "in place": Face(lambda x: sigmoid_(x * 1), "in place"),
     "override": Face(_overridden, "input"),
-    "many": Face(sigmoid, "derivative", times=128),
+    "many": Face(sigmoid, "auto", times=64),
 }
 
 
 def _kept(face: Face, dtype: torch.dtype) -> str:
     if face.keeps == "in place":
         return "input" if dtype == torch.float64 else "derivative"
-    if face.times > 1:
-        bytes_kept = 72 * face.times * torch.finfo(dtype).bits // 8
-        return "derivative" if bytes_kept >= 16 << 10 else "input"
     return face.keeps
 
 
-def _in_every_dtype(name: str, times: int = 1) -> Iterator[tuple[torch.dtype, Case]]:
-    cases = [(dtype, case(name, dtype, times)) for dtype in EVERY]
+def _cases(name: str, face: Face) -> Iterator[tuple[torch.dtype, Case]]:
+    dtypes = EVERY if face.times == 1 else (torch.float32,)
+    cases = [(dtype, case(name, dtype, face.times)) for dtype in dtypes]
     able = [(dtype, of) for dtype, of in cases if of is not None]
     if not able:
-        pytest.skip("torch has no such gradient")
+        pytest.skip("torch refuses it")
     yield from able
 
 
@@ -125,20 +133,20 @@ def test_every_face(face: str, name: str) -> None:
         pytest.skip("its sums are other ones over many elements")
 
     verdicts = Verdicts()
-    for dtype, of in _in_every_dtype(name, ours.times):
+    for dtype, of in _cases(name, ours):
         found = gradient(TABLE[name], ours.sigmoid, of.x, of.t)
         kept = _kept(ours, dtype)
         if kept == "output":
-            verdicts.hear(never_worse, found, of, dtype)
+            verdicts.hear(never_worse, name, found, of)
             continue
-        verdicts.hear(judge, name, found, of, dtype)
+        verdicts.hear(judge, name, found, of)
         if TABLE[name].promise == EXACT:
             verdicts.hear(exact, found, expected(name, of, kept, ours.sigmoid), of)
     verdicts.give()
 
 
 # Over many elements: the square of all, as rows and as columns, or step by step.
-LONG = ("attention of gated values", "LSTM cell", "GRU cell")
+LONG = ("attention of gated values", "LSTM cell", "GRU cell", "gate, batch_norm")
 
 
 # Every route.
@@ -152,6 +160,8 @@ class Route(NamedTuple):
     is_bitwise: bool = True
     # Whether the loss is seen from where the sigmoid's gradient is computed.
     sees_loss: bool = True
+    # Whether the loss is made larger, which float16 may not hold.
+    scales: bool = False
 
 
 def _leaf(x: Tensor) -> Tensor:
@@ -185,11 +195,11 @@ def _twice(connection: Connection, act: Activation, x: Tensor, t: Tensor) -> Ten
     loss = connection.use(act, leaf, t)
     (first,) = torch.autograd.grad(loss, leaf, retain_graph=True)
     first = first.clone()
-    loss.backward(retain_graph=True)
-    assert oracle.same_bits(_grad_of(leaf), first)
-    leaf.grad = None
-    loss.backward()
-    assert oracle.same_bits(_grad_of(leaf), first)
+    for is_last in (False, True):
+        leaf.grad = None
+        loss.backward(retain_graph=not is_last)
+        if not oracle.same_bits(_grad_of(leaf), first):
+            raise Worse("another gradient of the same graph the second time")
     return first
 
 
@@ -260,7 +270,7 @@ def _checkpointed(connection: Connection, act: Activation, x: Tensor, t: Tensor)
 
 def _checkpointed_model(connection: Connection, act: Activation, x: Tensor, t: Tensor) -> Tensor:
     def model(x: Tensor) -> Tensor:
-        return checkpoint(lambda x: act(x * 1).view(x.shape) * 1, x, use_reentrant=False)
+        return checkpoint(lambda x: act(x * 1).view(x.shape), x, use_reentrant=False)
 
     return gradient(connection, model, x, t)
 
@@ -347,30 +357,25 @@ ROUTES = {
     "checkpoint of the loss": Route(_checkpointed_loss(is_reentrant=False)),
     "reentrant checkpoint of the sigmoid": Route(_reentrant, is_bitwise=False, sees_loss=False),
     "reentrant checkpoint of the loss": Route(_checkpointed_loss(is_reentrant=True)),
-    "two passes": Route(_in_two_passes, is_bitwise=False, sees_loss=False),
     "a function that hands on": Route(_through_a_function, is_bitwise=False, sees_loss=False),
     "torch.func.grad": Route(_func_grad, is_bitwise=False),
     "torch.func.vjp": Route(_func_vjp, is_bitwise=False),
     "vmap of grad": Route(_vmap_of_grad, is_bitwise=False),
     "functional.jacobian": Route(_jacobian),
     "batched gradients": Route(_batched_grads, is_bitwise=False),
-    "GradScaler": Route(_scaled, is_bitwise=False),
+    "GradScaler": Route(_scaled, is_bitwise=False, scales=True),
 }
 
 
-def on_route(
-    route: Callable[..., Tensor], name: str, of: Case, also: tuple[Activation, ...] = ()
-) -> Case | None:
+def on_route(route: Callable[..., Tensor], name: str, of: Case | None) -> Case | None:
     """What to compare with: nn.Sigmoid's gradient by the same route. None if torch refuses it."""
-    torchs = []
-    for act in (torch.sigmoid, Product.apply):
-        try:
-            torchs.append(route(TABLE[name], act, of.x, of.t).double())
-        except Exception:
-            if act is torch.sigmoid:
-                return None
-            torchs.append(of.torchs[1])
-    return of._replace(torchs=tuple(torchs))
+    if of is None:
+        return None
+    try:
+        torchs = route(TABLE[name], torch.sigmoid, of.x, of.t).double()
+    except Exception:
+        return None
+    return of._replace(torchs=(torchs, of.torchs[1]))
 
 
 ROUTE_DTYPES = (torch.float32, torch.bfloat16)
@@ -383,20 +388,33 @@ def test_every_route(route: str, name: str) -> None:
     verdicts, ran = Verdicts(), 0
     for dtype in ROUTE_DTYPES:
         of = case(name, dtype)
-        of = of and on_route(way.gradient, name, of)
+        of = on_route(way.gradient, name, of)
         if of is None:
             continue
         ran += 1
-        found = way.gradient(TABLE[name], sigmoid, of.x, of.t)
-        if way.sees_loss:
-            verdicts.hear(judge, name, found, of, dtype)
+        try:
+            found = way.gradient(TABLE[name], sigmoid, of.x, of.t)
+        except Worse as error:
+            verdicts.wrong.append(str(error))
+            continue
+        if way.sees_loss and not (way.scales and TABLE[name].rounds_to == torch.float16):
+            verdicts.hear(judge, name, found, of)
         else:
-            verdicts.hear(never_worse, found, of, dtype)
+            verdicts.hear(never_worse, name, found, of)
         if TABLE[name].promise == EXACT and way.is_bitwise:
             verdicts.hear(exact, found, expected(name, of, "input", sigmoid), of)
     verdicts.give()
     if ran == 0:
         pytest.skip("torch refuses it")
+
+
+@pytest.mark.xfail(strict=True, reason="who begins a pass at the output is handed its derivative")
+@pytest.mark.parametrize("name", ["BCELoss", "by hand", "log(1 - y)", "reciprocal", "BCE of 1 - y"])
+def test_in_two_passes(name: str) -> None:
+    """Nothing in the pass that reaches the sigmoid tells of the loss in the other."""
+    of = case(name, torch.float32)
+    assert of is not None
+    never_worse(name, _in_two_passes(TABLE[name], sigmoid, of.x, of.t), of)
 
 
 # The model in bfloat16 under autocast and the loss in float32.
@@ -416,15 +434,15 @@ def _autocast(connection: Connection, act: Activation, x: Tensor, t: Tensor) -> 
 @every_connection
 def test_autocast(name: str) -> None:
     of = case(name, torch.bfloat16)
-    of = of and on_route(_autocast, name, of)
+    of = on_route(_autocast, name, of)
     if of is None:
         pytest.skip("torch refuses it")
-    # Of a rounded output the loss in float32 may be anything.
+    of = of._replace(torchs=of.torchs[:1])
     found = _autocast(TABLE[name], sigmoid, of.x, of.t)
     if TABLE[name].promise == EXACT:
-        never_worse(found, of, torch.bfloat16)
+        never_worse(name, found, of)
     else:
-        judge(name, found, of, torch.bfloat16)
+        judge(name, found, of)
 
 
 # By the numbers: what BCELoss gets to see, and what has to come out of it.
@@ -456,7 +474,7 @@ def test_literally(face: str) -> None:
 
     doubles = torch.tensor([30.0, 36.7, 37.0, 40.0, 700.0], dtype=torch.float64)
     found = _summed_bce(act, doubles, torch.zeros_like(doubles))
-    torch.testing.assert_close(found, torch.ones_like(doubles), rtol=1e-15, atol=0)
+    torch.testing.assert_close(found, torch.sigmoid(doubles), rtol=1e-15, atol=0)
 
 
 def test_the_mean_of_one_that_is_sure_and_wrong() -> None:
@@ -489,10 +507,8 @@ def test_every_half(
     value = torch.sigmoid(x.double())
     truth = torch.where(x > 0, (1 - target) - torch.sigmoid(-x.double()), value - target)
     eps = torch.finfo(dtype).eps
-    wrong = (found.double() - truth).abs() > 4 * eps * truth.abs() + eps * value + 2.4e-7 * (
-        dtype == torch.float16
-    )
-    wrong &= is_reached
+    allowed = 4 * eps * truth.abs() + eps * value + LEAST[dtype]
+    wrong = is_reached & ~((found.double() - truth).abs() <= allowed)
     assert not wrong.any(), [
         (float(x[at]), float(found[at]), float(truth[at])) for at in wrong.nonzero().flatten()[:6]
     ]
@@ -550,7 +566,7 @@ def test_one_pass_from_two_losses() -> None:
     y = sigmoid(leaf)
     losses = [F.mse_loss(y, of.t, reduction="sum"), bce(y, of.t)]
     torch.autograd.backward(losses)
-    judge("BCE beside MSE", _grad_of(leaf), of, torch.float32)
+    judge("BCE beside MSE", _grad_of(leaf), of)
 
 
 @every_dtype
@@ -710,11 +726,11 @@ IN_PARALLEL = (
 @pytest.mark.usefixtures("_one_process")
 def test_in_parallel(route: str, name: str) -> None:
     of = case(name, torch.float32)
-    of = of and on_route(PARALLEL[route].gradient, name, of)
+    of = on_route(PARALLEL[route].gradient, name, of)
     if of is None:
         pytest.skip("torch refuses it")
     found = PARALLEL[route].gradient(TABLE[name], sigmoid, of.x, of.t)
-    judge(name, found, of, torch.float32)
+    judge(name, found, of)
     if TABLE[name].promise == EXACT:
         exact(found, expected(name, of, "input", sigmoid), of)
 
@@ -734,7 +750,7 @@ def test_the_truth_of_the_table(name: str) -> None:
     leaf = _leaf(x.to(dtype).double())
     (truth,) = torch.autograd.grad(connection.truth(leaf, t.to(dtype).double()), leaf)
     exceptions = {"BCE, through float16": 2e-2, "BCE, through bfloat16": 0.2}
-    exceptions |= {"gate, saturated sigmoid, BCE": 1e-3}
+    exceptions |= {"gate, saturated sigmoid, BCE": 1e-2}
     rounds = dtype == torch.float32 or "float32" in name
     allowed = exceptions.get(name, 1e-5 if rounds else 1e-9)
     assert ((found - truth).abs() <= allowed * truth.abs().max()).all()
@@ -750,7 +766,7 @@ def test_the_exact_derivative_before_bce_is_seen(dtype: torch.dtype) -> None:
             continue
         found = gradient(TABLE[name], ExactSigmoid.apply, of.x, of.t)
         try:
-            judge(name, found, of, dtype)
+            judge(name, found, of)
         except Worse:
             seen += 1
     assert seen > 0.9 * len(names)
@@ -764,8 +780,8 @@ def test_a_wrong_factor_is_seen(wrong: float) -> None:
     at = int((of.x == 16.6).nonzero()[0])
     found[at] *= wrong
     with pytest.raises(Worse, match="not right"):
-        judge("BCELoss", found.float(), of, torch.float32)
-    judge("BCELoss", of.truth.float(), of, torch.float32)
+        judge("BCELoss", found.float(), of)
+    judge("BCELoss", of.truth.float(), of)
 
 
 def test_the_rounded_product_before_a_gate_is_seen() -> None:
@@ -784,7 +800,7 @@ def test_nn_sigmoid_is_not_worse_than_itself(name: str) -> None:
     for dtype in EVERY:
         of = case(name, dtype)
         if of is not None:
-            never_worse(of.torchs[0].to(dtype), of, dtype)
+            never_worse(name, of.torchs[0].to(dtype), of)
 
 
 def test_the_mean_is_that_of_the_logits() -> None:
