@@ -321,9 +321,10 @@ Choice choice_for(const consumers::Uses& uses) {
 // loss divides by.
 at::Tensor product_before_second_bce(const at::Tensor& grad, const at::Tensor& value,
                                      const Choice& choice) {
-  constexpr double floor = 1e-12;
+  constexpr double summand = 1e-12;
+  constexpr float floor = 1e-12f;  // torch's in every dtype
   const at::Tensor y = value.to(choice.narrowest_dtype).to(choice.loss_dtype);
-  const at::Tensor divisor = (y + floor).square() * (1 - y + floor).square();
+  const at::Tensor divisor = (y + summand).square() * (1 - y + summand).square();
   const at::Tensor multiplied = ((1 - y) * y).clamp_min(floor);
   return narrowed(grad.to(choice.loss_dtype) * (divisor / multiplied), grad);
 }

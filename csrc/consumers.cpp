@@ -240,7 +240,7 @@ class Pass {
         way.start = operation.detail == Detail::bce ? Way::bce : Way::second_bce;
         way.loss_dtype = way.narrowest_dtype = dtype_of(*edge.function, edge.input_nr);
       }
-      open_.push_back({edge.function.get(), edge.input_nr, way});
+      push(edge, way);
     }
     walk();
   }
@@ -273,13 +273,13 @@ class Pass {
       const at::ScalarType dtype = dtype_of(*place.node, place.output);
       if (digits_of(dtype) < digits_of(way.narrowest_dtype)) way.narrowest_dtype = dtype;
     }
+    // An operation in place on a view leaves the rest of the tensor as it was.
+    if (is_wrapped) push(place.node->next_edge(0), way);
     switch (operation.role) {
       case Role::layer:
         return;
       case Role::asking:
         note(node, way, place.output);
-        // The rest of the tensor that a view was computed in place of.
-        if (is_wrapped) follow(*place.node, operation, place.output, way);
         return;
       case Role::unknown:
         note(node, way, any_output);
@@ -321,8 +321,12 @@ class Pass {
     for (size_t i = 0; i < edges.size(); ++i) {
       if (is_one_to_one && i != output) continue;
       if (operation.inputs != all && i >= static_cast<size_t>(operation.inputs)) break;
-      if (edges[i].is_valid()) open_.push_back({edges[i].function.get(), edges[i].input_nr, way});
+      push(edges[i], way);
     }
+  }
+
+  void push(const torch::autograd::Edge& edge, const Way& way) {
+    if (edge.is_valid()) open_.push_back({edge.function.get(), edge.input_nr, way});
   }
 
   // Of a node that asks, or that stands at the end of a region that asks beyond it.
