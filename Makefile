@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix sanitize fuzz load defects audit dist check-full lint format bench instructions goals sweep fresh figures clean
+.PHONY: help build demo test test-matrix sanitize fuzz load defects audit dist check-full lint format bench instructions goals sweep fresh company figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -103,11 +103,17 @@ ALLOCATORS ?= glibc
 fresh: build ## never slower than torch in a process of its own? a quarter of an hour an allocator
 	$(BIN)/python -m bench.fresh_processes --processes $(PROCESSES) --allocators $(ALLOCATORS)
 
+company: build ## gradients before nn.BCELoss, trainings with wrong labels: recorded anew; 2 minutes
+	$(BIN)/python -m bench.loss_gradients --measure
+	$(BIN)/python -m bench.wrong_labels --measure
+
 RESULTS := $(filter-out bench/results/quick/%,$(sort $(foreach name,result goals sweep,$(wildcard bench/results/*/$(name).json))))
 CHECKS := $(wildcard bench/results/*/check.json)
 figures: build ## draw the pictures and fill the tables of README and docs from committed results
 	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
-	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md docs/gpu.md
+	$(BIN)/python -m bench.loss_gradients --output docs/figures/loss_gradients.png
+	$(BIN)/python -m bench.wrong_labels --output docs/figures/wrong_labels.png
+	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md docs/gpu.md docs/company.md
 	$(BIN)/python -m bench.reliability $(RELIABILITY) --write docs/reliability.md
 	$(BIN)/python -m bench.numerics $(CHECKS) --budget docs/figures/error_budget.json --write docs/numerics.md
 

@@ -17,11 +17,15 @@ namespace {
 
 using namespace fused_sigmoid;
 
-constexpr const char* work_names[work_count] = {"value", "value_and_derivative",
-                                                "backward_from_input", "backward_from_output",
-                                                "backward_from_derivative"};
-constexpr int outputs[work_count] = {1, 2, 1, 1, 1};
-constexpr int inputs[work_count] = {1, 1, 2, 2, 2};
+constexpr const char* work_names[work_count] = {"value",
+                                                "value_and_derivative",
+                                                "backward_from_input",
+                                                "backward_from_output",
+                                                "backward_from_derivative",
+                                                "backward_before_bce",
+                                                "backward_before_float32_bce"};
+constexpr int outputs[work_count] = {1, 2, 1, 1, 1, 1, 1};
+constexpr int inputs[work_count] = {1, 1, 2, 2, 2, 2, 2};
 constexpr const char* dtype_names[dtype_count] = {"float64", "float32", "float16", "bfloat16"};
 constexpr int bytes[dtype_count] = {8, 4, 2, 2};
 

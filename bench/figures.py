@@ -35,11 +35,13 @@ from bench import (
     goals,
     gpu_tables,
     instructions,
+    loss_gradients,
     override,
     report,
     results,
     static,
     sweep,
+    wrong_labels,
 )
 from bench.results import COPY, OURS, Cell, Result, Row
 
@@ -74,8 +76,10 @@ RECORDED: dict[str, Callable[[], str]] = {
     "gpu-launches": gpu_tables.launches,
     "gpu-variants": gpu_tables.variants,
     "instructions": instructions.markdown,
+    "loss-gradients": loss_gradients.markdown,
     "override": override.markdown,
     "static": static.markdown,
+    "wrong-labels": wrong_labels.markdown,
 }
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "speed": report.markdown_speed,

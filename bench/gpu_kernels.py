@@ -11,8 +11,9 @@ Depends on the package, on Triton and on works for the dtypes.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -20,8 +21,12 @@ from bench.works import DTYPES
 
 UNARY = ("sigmoid", "sigmoid_with_derivative")
 BINARY = ("sigmoid_backward", "sigmoid_backward_from_output", "sigmoid_backward_from_derivative")
-# Each with whether one number is the whole gradient.
-CALLS = (*((name, False) for name in (*UNARY, *BINARY)), *((name, True) for name in BINARY))
+BEFORE_LOSS = "sigmoid_backward_before_bce"
+# Each with whether one number is the whole gradient, which no loss sends.
+CALLS = (
+    *((name, False) for name in (*UNARY, *BINARY, BEFORE_LOSS)),
+    *((name, True) for name in BINARY),
+)
 SIZES = (1, 2, 1023, 1024, 1025, 4096, 100_003)
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -41,13 +46,30 @@ def on_gpu(tensor: torch.Tensor, offset: int) -> torch.Tensor:
     return memory[offset:]
 
 
+def calls(dtype: torch.dtype) -> Iterator[tuple[str, bool, torch.dtype | None]]:
+    """Those of a dtype; the last of each is the dtype of the loss."""
+    for name, one in CALLS:
+        if name == BEFORE_LOSS:
+            yield from (
+                (name, one, loss_dtype) for loss_dtype in dict.fromkeys((dtype, torch.float32))
+            )
+        else:
+            yield name, one, None
+
+
+def operator_of(name: str, loss_dtype: torch.dtype | None) -> Callable[..., object]:
+    """A function of tensors alone."""
+    operator: Callable[..., object] = getattr(torch.ops.fused_sigmoid, name)
+    return functools.partial(operator, loss_dtype=loss_dtype) if loss_dtype else operator
+
+
 def differences(dtype: torch.dtype, sizes: Sequence[int] = SIZES) -> Iterator[str]:
     """Each result that differs from the CPU's: in its bits, or in float64 by over 8 of its eps."""
     for size in sizes:
         for offset in (0, 1):
             pair = operands(dtype, size, offset)
-            for name, one in CALLS:
-                operator = getattr(torch.ops.fused_sigmoid, name)
+            for name, one, loss_dtype in calls(dtype):
+                operator = operator_of(name, loss_dtype)
                 given = pair[1:] if name in UNARY else pair
                 moved = tuple(on_gpu(tensor, offset) for tensor in given)
                 if one:
@@ -59,6 +81,7 @@ def differences(dtype: torch.dtype, sizes: Sequence[int] = SIZES) -> Iterator[st
                     got = operator(*moved)
                     if not same(got, expected):
                         what = f"{name}, one gradient" if one else name
+                        what += f", loss in {loss_dtype}" if loss_dtype else ""
                         yield f"{what}, {dtype}, {size} elements from {offset}: {launch} launch"
 
 

@@ -181,6 +181,8 @@ def load(edits: Sequence[tuple[str, str]], folder: Path) -> types.ModuleType:
     edits = (
         ("from . import coefficients", f"import {CONSTANTS} as coefficients"),
         ("from ._extension import extension", "extension = None"),
+        # Of kernels that have no variant.
+        ("from .formula import FLOOR_OF_BCE, HALVES", "FLOOR_OF_BCE, HALVES = 0.0, ()"),
         *edits,
     )
     text = (PACKAGE / "triton_kernels.py").read_text(encoding="utf-8")

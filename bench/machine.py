@@ -118,6 +118,16 @@ def commit() -> dict[str, Any]:
     return {"commit": head or None, "dirty": None if changes is None else bool(changes)}
 
 
+def origin() -> dict[str, Any]:
+    """Date, commit, processor and torch: what a record of figures says of where it comes from."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        **commit(),
+        "cpu": cpu_model(),
+        "torch": torch.__version__,
+    }
+
+
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(

@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from bench import report
 
 RECORD = Path(__file__).resolve().parent / "override.json"
 ROUNDS = 41
@@ -102,11 +103,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 def markdown() -> str:
     document = json.loads(RECORD.read_text(encoding="utf-8"))
-    made = (
-        f"{document['cpu']}, one thread, torch {document['torch']}; commit "
-        f"{document['commit'][:12]}{' with changes' if document['dirty'] else ''}, "
-        f"{document['date']}; `python -m bench.override --write`."
-    )
+    made = report.origin_text(document, "python -m bench.override --write")
     return f"{_table(document['seconds_a_call'], 'pipe')}\n\n{made}"
 
 
@@ -134,17 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = measure()
     print(_table(found, "simple"))
     if chosen.write:
-        import torch
-
         from bench import machine
 
-        document = {
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            **machine.commit(),
-            "cpu": machine.device_name("cpu"),
-            "torch": torch.__version__,
-            "seconds_a_call": found,
-        }
+        document = {**machine.origin(), "seconds_a_call": found}
         RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {RECORD}")
     return 0

@@ -5,7 +5,7 @@ Depends on results and tabulate; measures nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -171,6 +171,15 @@ def markdown_machine(results: Sequence[Result]) -> str:
         )
     head = ("device", "CPU capability", "versions", "commit", "date", "command")
     return tabulate(lines, headers=head, tablefmt="pipe", disable_numparse=True)
+
+
+def origin_text(document: Mapping[str, Any], command: str) -> str:
+    """Where a record comes from (machine.origin), as a sentence below its table."""
+    commit = (document["commit"] or "none")[:12] + " with changes" * bool(document["dirty"])
+    return (
+        f"{document['cpu']}, one thread, torch {document['torch']}; commit {commit},"
+        f" {document['date']}; `{command}`."
+    )
 
 
 def _key(row: Row) -> tuple[Any, ...]:

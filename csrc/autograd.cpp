@@ -35,10 +35,12 @@ using torch::autograd::variable_list;
 constexpr int64_t automatic_derivative_from = 16 << 10;
 constexpr int64_t automatic_derivative_to = 8 << 20;
 
-// Whether operations are recorded to be compiled, forward and backward, with nothing left in place.
-bool is_traced() {
+// Whether operations on the tensor are recorded to be compiled, forward and backward, with nothing
+// left in place.
+bool is_traced(const at::Tensor& tensor) {
   using c10::impl::TorchDispatchModeTLS, c10::impl::TorchDispatchModeKey;
-  return TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value() &&
+  return !is_plain_kind(tensor) &&
+         TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value() &&
          TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL).has_value();
 }
 
@@ -52,7 +54,7 @@ struct Keeps {
 Keeps kept_for(Saved saved, const at::Tensor& input) {
   if (saved == Saved::output) return {false, false, true};
   // Compilers compute the derivative where it is needed.
-  if (is_traced()) return {false, true, true};
+  if (is_traced(input)) return {false, true, true};
   if (saved == Saved::input) return {false, true, false};
   if (saved == Saved::automatic) {
     // On a GPU memory traffic decides at every size: 5 element sizes with the input against 6. A
@@ -319,9 +321,10 @@ Choice choice_for(const consumers::Uses& uses) {
 // loss divides by.
 at::Tensor product_before_second_bce(const at::Tensor& grad, const at::Tensor& value,
                                      const Choice& choice) {
-  constexpr double floor = 1e-12;
+  constexpr double summand = 1e-12;
+  constexpr float floor = 1e-12f;  // torch's in every dtype
   const at::Tensor y = value.to(choice.narrowest_dtype).to(choice.loss_dtype);
-  const at::Tensor divisor = (y + floor).square() * (1 - y + floor).square();
+  const at::Tensor divisor = (y + summand).square() * (1 - y + summand).square();
   const at::Tensor multiplied = ((1 - y) * y).clamp_min(floor);
   return narrowed(grad.to(choice.loss_dtype) * (divisor / multiplied), grad);
 }
@@ -503,7 +506,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
   if (is_composed(input) && !is_transformed()) {
     const at::NoGradGuard no_grad;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    if (!in_place) results.value = is_traced() ? composed_value(input) : at::sigmoid(input);
+    if (!in_place) results.value = is_traced(input) ? composed_value(input) : at::sigmoid(input);
     if (with_derivative) results.derivative = narrowed(composed_derivative(input), input);
     if (in_place) {
       results.value = input;
@@ -594,7 +597,7 @@ class SigmoidNode : public consumers::Asking {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {at::Tensor()};
-    const Choice choice = grads[0].defined() ? choose_factor() : Choice();
+    const Choice choice = grads[0].defined() ? choose_factor(grads[0]) : Choice();
     Source source = unpack(choose(needs_first(grads, choice), needs_second(grads)));
     if (takes_derivative(grads[0], source)) {
       // Whoever runs this node again is told so, even if an error ends this backward pass here.
@@ -602,7 +605,11 @@ class SigmoidNode : public consumers::Asking {
       dispatched::sigmoid_backward_from_derivative_(grads[0], source.derivative);
       return {source.derivative};
     }
-    if (choice.factor != Factor::derivative) source.value = unpack_value();
+    if (choice.factor != Factor::derivative) {
+      source.value = unpack_value();
+      // The gradient's memory is then that of the derivative, of which nothing is needed.
+      if (derivative_ && drops_derivative()) derivative_.variable.reset_data();
+    }
     if (choice.factor == Factor::before_bce && recorded(grads[0], source.value) &&
         !has_forward_gradient(grads[0]) && !has_forward_gradient(source.value)) {
       const at::Tensor first = ProductNode::apply_to(grads[0], source.value, choice, next_edge(0));
@@ -614,7 +621,7 @@ class SigmoidNode : public consumers::Asking {
 
   // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    const Choice choice = choose_factor();
+    const Choice choice = choose_factor({});
     for (const int64_t number : numbers_of(choice)) args.collect(number);
     const Keeps chosen = choose_for_compiler(choice);
     for (const bool is_chosen : {chosen.derivative, chosen.input, chosen.output}) {
@@ -627,7 +634,7 @@ class SigmoidNode : public consumers::Asking {
 
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
-    const Choice choice = choose_factor();
+    const Choice choice = choose_factor({});
     const Keeps chosen = choose_for_compiler(choice);
     if (chosen.derivative) swap.before(derivative_.variable);
     if (chosen.input) swap.before(input_.variable);
@@ -657,15 +664,15 @@ class SigmoidNode : public consumers::Asking {
   // A compiler looks at no versions: what is kept is a copy, which a change of the input in place
   // leaves as it is, and which costs nothing where there is no change.
   static Kept kept_input(const at::Tensor& input) {
-    return is_traced() || is_transformed() ? Kept(input.clone(), /*is_output=*/false)
-                                           : Kept::watched(input, /*is_output=*/false);
+    return is_traced(input) || is_transformed() ? Kept(input.clone(), /*is_output=*/false)
+                                                : Kept::watched(input, /*is_output=*/false);
   }
 
-  Choice choose_factor() const {
+  Choice choose_factor(const at::Tensor& grad) const {
     auto [uses, exit] = consumers::consumer_of(*this);
     if (exit != consumers::Exit::none && !uses.is_bce && !uses.is_second_bce &&
         !uses.is_complement_divided) {
-      if (!is_traced()) {
+      if (!grad.defined() || !is_traced(grad)) {
         uses = consumers::beyond(enclosing_, exit);
       } else if (!at::GradMode::is_enabled()) {
         Choice choice{Factor::at_exit};
@@ -756,21 +763,22 @@ class SigmoidNode : public consumers::Asking {
                 "saved=\"input\". With saved=\"auto\" it may change, as with nn.Sigmoid");
   }
 
+  // Whether nobody needs the kept derivative after this run of the node.
+  bool drops_derivative() {
+    if (is_pair_ || derivative_.variable.has_hooks() || at::GradMode::is_enabled() ||
+        torch::autograd::get_current_graph_task_keep_graph()) {
+      return false;
+    }
+    // A hook may run the node as well, and in place on a view another node does.
+    return torch::autograd::get_current_node().get() == this && pre_hooks().empty() &&
+           tensor_pre_hooks().empty() && post_hooks().empty();
+  }
+
   // Whether the gradient may take the memory of the kept derivative: nothing else holds it, and
   // this node runs no more. One allocation, and one tensor in the cache, less.
   bool takes_derivative(const at::Tensor& grad, const Source& source) {
     const at::Tensor& derivative = source.derivative;
-    if (is_pair_ || !derivative.defined() || !grad.defined() || derivative_.variable.has_hooks()) {
-      return false;
-    }
-    if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
-      return false;
-    }
-    // A hook may run the node as well, and in place on a view another node does.
-    if (torch::autograd::get_current_node().get() != this || !pre_hooks().empty() ||
-        !tensor_pre_hooks().empty() || !post_hooks().empty()) {
-      return false;
-    }
+    if (!derivative.defined() || !grad.defined() || !drops_derivative()) return false;
     constexpr size_t references = 2;  // the saved one and the caller's
     if (derivative.use_count() != references || derivative.storage().use_count() != 1) return false;
     // The result's strides are then the derivative's.
@@ -823,14 +831,31 @@ class SigmoidNode : public consumers::Asking {
   bool is_pair_ = false;
 };
 
+// That of grad * sigma'(input), of which either has one.
+void set_tangent(const at::Tensor& product, const at::Tensor& grad, const at::Tensor& input) {
+  constexpr uint64_t level = 0;
+  const at::Tensor primal = input._fw_primal(level);
+  at::Tensor tangent;
+  if (const at::Tensor& along = grad._fw_grad(level); along.defined()) {
+    tangent = autograd::sigmoid_backward(along, primal);
+  }
+  if (const at::Tensor& along = input._fw_grad(level); along.defined()) {
+    const at::Tensor wide = widened(primal);
+    const at::Tensor scaled = widened(grad._fw_primal(level)) * widened(along);
+    const at::Tensor term = narrowed(autograd::sigmoid_backward(scaled, wide) * slope(wide), input);
+    tangent = tangent.defined() ? tangent + term : term;
+  }
+  product._set_fw_grad(tangent, level, /*is_inplace_op=*/false);
+}
+
 }  // namespace
 
 bool is_followed(const at::Tensor& input) { return recorded(input) || has_forward_gradient(input); }
 
 at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   if (recorded(input)) return SigmoidNode::apply_to(input, saved);
-  if (!has_forward_gradient(input) && !is_traced()) return dispatched::sigmoid(input, saved);
-  return compute(input, /*with_derivative=*/false, /*in_place=*/false).value;
+  if (!has_forward_gradient(input) && !is_traced(input)) return dispatched::sigmoid(input, saved);
+  return compute(input, /*with_derivative=*/false, /*in_place=*/false, saved).value;
 }
 
 at::Tensor& sigmoid_(at::Tensor& input) {
@@ -874,19 +899,9 @@ at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
   // Of a copy, which nobody changes before the second backward pass.
   const at::Tensor result = recorded(grad, input) ? ProductNode::apply_to(grad, input.clone())
                                                   : dispatched::sigmoid_backward(grad, input);
-  at::Tensor tangent;
-  const at::Tensor primal = input._fw_primal(/*level=*/0);
-  if (const at::Tensor& along = grad._fw_grad(/*level=*/0); along.defined()) {
-    tangent = autograd::sigmoid_backward(along, primal);
+  if (is_transformed() && (has_forward_gradient(grad) || has_forward_gradient(input))) {
+    set_tangent(result, grad, input);
   }
-  if (const at::Tensor& along = input._fw_grad(/*level=*/0); along.defined()) {
-    const at::Tensor wide = widened(primal);
-    const at::Tensor product = widened(grad._fw_primal(/*level=*/0)) * widened(along);
-    const at::Tensor term =
-        narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), input);
-    tangent = tangent.defined() ? tangent + term : term;
-  }
-  if (tangent.defined()) result._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
   return result;
 }
 

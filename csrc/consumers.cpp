@@ -1,6 +1,7 @@
 // See consumers.h. All that depends on how torch lays out a backward pass stands here.
 #include "consumers.h"
 
+#include <c10/util/flat_hash_map.h>
 #include <c10/util/hash.h>
 #include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/generated/Functions.h>
@@ -8,15 +9,13 @@
 #include <torch/csrc/autograd/python_function.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <limits>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <typeinfo>
-#include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "operations.h"
@@ -125,12 +124,19 @@ Operation refined(Operation operation, const Node& node) {
   return operation;
 }
 
-Operation operation_of(const Node& node) {
-  thread_local std::unordered_map<const std::type_info*, Operation> known;
-  const auto [found, is_new] = known.try_emplace(&typeid(node));
-  if (is_new) found->second = operation_of_type(node);
-  return refined(found->second, node);
-}
+// The operations by the types of their nodes, each of which is looked up by name once.
+class Operations {
+ public:
+  Operation of(const Node& node) {
+    const std::type_info* const type = &typeid(node);
+    auto found = known_.find(type);
+    if (found == known_.end()) found = known_.emplace(type, operation_of_type(node)).first;
+    return refined(found->second, node);
+  }
+
+ private:
+  ska::flat_hash_map<const std::type_info*, Operation> known_;
+};
 
 // A way through the graph of a backward pass, from a division or from the pass's beginning towards
 // the sigmoids: what it has met so far.
@@ -181,12 +187,26 @@ double digits_of(at::ScalarType dtype) {
   }
 }
 
+// Emptied, without the memory that one large pass made it take.
+template <class Container>
+void empty(Container& container) {
+  constexpr size_t few = 64;
+  if (container.bucket_count() > few) {
+    container = {};
+  } else {
+    container.clear();
+  }
+}
+
 // What was found out about one backward pass.
 class Pass {
  public:
-  explicit Pass(int id) : id(id) {}
+  int id = -1;
 
-  void read(const GraphTask& task) {
+  void read(const GraphTask& task, Operations& operations) {
+    operations_ = &operations;
+    id = static_cast<int>(task.id_);
+    empty(consumers_);
     for (const Node* node : task.nodes_in_graph_) start_at(*node);
     // A pass that begins with one node does not have it among the others.
     for (const Node* node : task.graph_roots_) {
@@ -197,7 +217,7 @@ class Pass {
       open_.push_back({node, any_output, way});
       walk();
     }
-    seen_ = {};
+    empty(seen_);
   }
 
   const Consumer* find(const Node& node) const {
@@ -205,12 +225,10 @@ class Pass {
     return found == consumers_.end() ? nullptr : &found->second;
   }
 
-  const int id;
-
  private:
   // Follows what a node divides by.
   void start_at(const Node& node) {
-    const Operation operation = operation_of(inner(node));
+    const Operation operation = operations_->of(inner(node));
     if (operation.divisor == none) return;
     for (uint32_t input = 0; input < node.num_outputs(); ++input) {
       if (operation.divisor != every && static_cast<uint32_t>(operation.divisor) != input) continue;
@@ -222,7 +240,7 @@ class Pass {
         way.start = operation.detail == Detail::bce ? Way::bce : Way::second_bce;
         way.loss_dtype = way.narrowest_dtype = dtype_of(*edge.function, edge.input_nr);
       }
-      open_.push_back({edge.function.get(), edge.input_nr, way});
+      push(edge, way);
     }
     walk();
   }
@@ -249,19 +267,19 @@ class Pass {
   void step(const Place& place) {
     const Node& node = inner(*place.node);
     const bool is_wrapped = &node != place.node;
-    const Operation operation = operation_of(node);
+    const Operation operation = operations_->of(node);
     Way way = place.way;
     if (way.start != Way::exit && place.output < place.node->num_inputs()) {
       const at::ScalarType dtype = dtype_of(*place.node, place.output);
       if (digits_of(dtype) < digits_of(way.narrowest_dtype)) way.narrowest_dtype = dtype;
     }
+    // An operation in place on a view leaves the rest of the tensor as it was.
+    if (is_wrapped) push(place.node->next_edge(0), way);
     switch (operation.role) {
       case Role::layer:
         return;
       case Role::asking:
         note(node, way, place.output);
-        // The rest of the tensor that a view was computed in place of.
-        if (is_wrapped) follow(*place.node, operation, place.output, way);
         return;
       case Role::unknown:
         note(node, way, any_output);
@@ -303,22 +321,24 @@ class Pass {
     for (size_t i = 0; i < edges.size(); ++i) {
       if (is_one_to_one && i != output) continue;
       if (operation.inputs != all && i >= static_cast<size_t>(operation.inputs)) break;
-      if (edges[i].is_valid()) open_.push_back({edges[i].function.get(), edges[i].input_nr, way});
+      push(edges[i], way);
     }
+  }
+
+  void push(const torch::autograd::Edge& edge, const Way& way) {
+    if (edge.is_valid()) open_.push_back({edge.function.get(), edge.input_nr, way});
   }
 
   // Of a node that asks, or that stands at the end of a region that asks beyond it.
   void note(const Node& node, const Way& way, uint32_t output) {
     // The second output of the pair is the derivative.
     if (output != any_output && output != 0) return;
-    Consumer& consumer = consumers_[&node];
-    Uses uses;
+    Consumer found;
+    Uses& uses = found.uses;
     switch (way.start) {
       case Way::exit:
-        if (way.is_linear && way.is_number) break;
-        consumer.exit = std::max(consumer.exit, !way.is_linear  ? Exit::unchanged
-                                                : way.is_turned ? Exit::turned
-                                                                : Exit::linear);
+        if (way.is_linear && way.is_number) return;
+        found.exit = !way.is_linear ? Exit::unchanged : way.is_turned ? Exit::turned : Exit::linear;
         break;
       case Way::bce:
       case Way::second_bce:
@@ -332,11 +352,14 @@ class Pass {
         (way.is_turned ? uses.is_complement_divided : uses.is_divided) = true;
         break;
     }
+    Consumer& consumer = consumers_[&node];
+    consumer.exit = std::max(consumer.exit, found.exit);
     consumer.uses.add(uses);
   }
 
-  std::unordered_map<const Node*, Consumer> consumers_;
-  std::unordered_set<Place, PlaceHash> seen_;
+  Operations* operations_ = nullptr;
+  ska::flat_hash_map<const Node*, Consumer> consumers_;
+  ska::flat_hash_set<Place, PlaceHash> seen_;
   std::vector<Place> open_;
 };
 
@@ -364,19 +387,23 @@ const Pass* current_pass() {
   // A pass within a pass, as of a checkpoint, comes and goes while the outer one waits, and a
   // thread that serves a device runs the nodes of several in turns.
   constexpr size_t most = 8;
-  thread_local std::vector<std::unique_ptr<Pass>> passes;
+  struct Reader {
+    std::array<Pass, most> passes;
+    size_t next = 0;
+    Operations operations;
+  };
+  thread_local Reader reader;
   const int id = torch::autograd::get_current_graph_task_id();
-  for (const auto& pass : passes) {
-    if (pass->id == id) return pass.get();
+  for (const Pass& pass : reader.passes) {
+    if (pass.id == id) return &pass;
   }
   const GraphTask* task = current_task();
   has_failed.store(task == nullptr, std::memory_order_relaxed);
   if (task == nullptr) return nullptr;
-  auto pass = std::make_unique<Pass>(id);
-  pass->read(*task);
-  if (passes.size() == most) passes.erase(passes.begin());
-  passes.push_back(std::move(pass));
-  return passes.back().get();
+  Pass& pass = reader.passes[reader.next];
+  reader.next = (reader.next + 1) % most;
+  pass.read(*task, reader.operations);
+  return &pass;
 }
 
 constexpr Uses unknown_uses = {false, false, true};

@@ -371,27 +371,9 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
   if (const auto work = work_before_bce(at::result_type(grad, output), loss_dtype)) {
     return run_binary(grad, output, *work, before_bce);
   }
-  const at::Tensor none;
-  const at::Tensor result = at::TensorIterator::borrowing_binary_op(none, grad, output).output();
-  sigmoid_backward_before_bce_into(grad, output, loss_dtype, result);
-  return result;
-}
-
-void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
-                                      at::ScalarType loss_dtype, const at::Tensor& memory) {
-  const auto work = work_before_bce(memory.scalar_type(), loss_dtype);
-  if (!work.has_value()) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    memory.copy_(
-        sigmoid_backward_before_bce(grad.to(loss_dtype), output.to(loss_dtype), loss_dtype));
-    return;
-  }
-  if (is_simple(memory) && is_simple(grad) && is_simple(output) && are_alike(memory, grad) &&
-      are_alike(memory, output)) {
-    return run_simple(*work, before_bce, memory, grad, output);
-  }
-  auto iter = at::TensorIterator::borrowing_binary_op(memory, grad, output);
-  run(iter, *work, before_bce);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return sigmoid_backward_before_bce(grad.to(loss_dtype), output.to(loss_dtype), loss_dtype)
+      .to(at::result_type(grad, output));
 }
 
 }  // namespace fused_sigmoid::cpu

@@ -12,21 +12,24 @@
 
 namespace fused_sigmoid::gpu {
 
-// In the order of KERNELS in triton_kernels.py.
+// By their numbers in triton_kernels.py.
 enum class Kernel {
   sigmoid,
   sigmoid_with_derivative,
   backward,
   backward_from_output,
   backward_from_derivative,
-  // The last three where one number is the whole gradient.
+  // These three where one number is the whole gradient.
   backward_of_one,
   backward_from_output_of_one,
   backward_from_derivative_of_one,
+  // The loss has no gradient that is one number, so that these have none of the kind.
+  backward_before_bce,
+  backward_before_float32_bce,
 };
-constexpr size_t kernels = 8;
-constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2, 2, 2, 2};
-constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1, 1, 1, 1};
+constexpr size_t kernels = 10;
+constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2, 2, 2, 2, 2, 2};
+constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1, 1, 1, 1, 1, 1};
 
 // What is compiled apart: tensors of one dtype on one device, where bit i of `aligned` says that
 // the i-th, operands first, begins at a multiple of 16 bytes.

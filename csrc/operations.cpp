@@ -252,6 +252,9 @@ const Table& operations() {
                        "UpsampleBilinear2DAa",
                        "UpsampleLinear1D",
                        "UpsampleTrilinear3D"});
+    // Of numbers on one side of 0 multiples of them.
+    add(Role::power, {"Abs", "ForeachAbs", "Hardshrink", "LeakyRelu", "PreluKernel",
+                      "RreluWithNoise", "RreluWithNoiseFunctional"});
     add(Role::turning, {"Addcmul", "Div1", "ForeachAdd", "ForeachAddcmul", "ForeachLerp",
                         "ForeachMul", "ForeachNeg", "ForeachSub", "IndexAdd", "Lerp", "Mul1", "Neg",
                         "NegView", "NllLoss", "NllLoss2D", "Rsub", "Sub"});

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string_view>
 
 #include "gpu.h"
@@ -91,6 +92,14 @@ at::Tensor backward_on_gpu(const char* name, gpu::Kernel kernel, gpu::Kernel of_
   if (!is_one && !gpu::fits(kept, grad)) return {};
   auto results = run_on_gpu(name, is_one ? of_one : kernel, {grad, kept});
   return results.empty() ? at::Tensor() : results[0];
+}
+
+// For a sigmoid and a loss of two dtypes; none where both have to be converted first.
+std::optional<gpu::Kernel> gpu_kernel_before_bce(at::ScalarType dtype, at::ScalarType loss_dtype) {
+  if (dtype == loss_dtype) return gpu::Kernel::backward_before_bce;
+  const bool is_half = dtype == at::kHalf || dtype == at::kBFloat16;
+  if (is_half && loss_dtype == at::kFloat) return gpu::Kernel::backward_before_float32_bce;
+  return std::nullopt;
 }
 
 using Unary = at::Tensor(const at::Tensor&, std::string_view);
@@ -228,18 +237,14 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
                        cpu::sigmoid_backward_before_bce, grad, output, loss_dtype);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
+  const auto kernel = gpu_kernel_before_bce(output.scalar_type(), loss_dtype);
+  if (kernel.has_value() && gpu::fits(output, grad)) {
+    auto results =
+        run_on_gpu("fused_sigmoid::sigmoid_backward_before_bce", *kernel, {grad, output});
+    if (!results.empty()) return results[0];
+  }
   static const auto op = find<BinaryWithDtype>("fused_sigmoid::sigmoid_backward_before_bce");
   return op.call(grad, output, loss_dtype);
-}
-
-void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
-                                      at::ScalarType loss_dtype, const at::Tensor& memory) {
-  if (is_direct(grad) && is_direct(output) && is_direct(memory)) {
-    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
-                       cpu::sigmoid_backward_before_bce_into, grad, output, loss_dtype, memory);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  memory.copy_(sigmoid_backward_before_bce(grad, output, loss_dtype));
 }
 
 }  // namespace dispatched

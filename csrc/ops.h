@@ -31,9 +31,7 @@ void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor&
 // For an output that nn.BCELoss was computed from in `loss_dtype`.
 at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
                                        at::ScalarType loss_dtype);
-// Into memory with the output's shape, dtype and dense layout, which neither operand lies in.
-void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
-                                      at::ScalarType loss_dtype, const at::Tensor& memory);
+
 }  // namespace cpu
 
 // Without autograd, on any device that has kernels. ops.cpp
@@ -51,8 +49,6 @@ at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<
                                     const at::Tensor& output, int64_t exit);
 at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
                                        at::ScalarType loss_dtype);
-void sigmoid_backward_before_bce_into(const at::Tensor& grad, const at::Tensor& output,
-                                      at::ScalarType loss_dtype, const at::Tensor& memory);
 }  // namespace dispatched
 
 // With autograd, of every order; forward-mode AD follows what has no `out`. autograd.cpp

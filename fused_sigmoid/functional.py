@@ -38,7 +38,8 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
     .. math:: σ(x) = 1 / (1 + e^{-x}), \\qquad σ'(x) = σ(x) σ(-x)
 
     The gradient is computed without the cancellation of ``y * (1 - y)``, so that it keeps its
-    relative accuracy where the sigmoid saturates, on both tails.
+    relative accuracy where the sigmoid saturates, on both tails. Where the output goes to
+    ``torch.nn.BCELoss`` it is that of ``torch.nn.BCEWithLogitsLoss``; see :class:`FusedSigmoid`.
 
     Args:
         input: a tensor of any shape, strides and device. float64, float32, float16 and bfloat16

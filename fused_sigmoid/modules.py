@@ -27,10 +27,10 @@ class FusedSigmoid(nn.Sigmoid):
     Raises:
         ValueError: ``saved`` is none of the four.
 
-    Before ``nn.BCELoss``, use ``saved="output"``, or better ``nn.BCEWithLogitsLoss`` and no
-    sigmoid: that loss divides by its own rounded ``y * (1 - y)``, which only the same rounded
-    product cancels. With the exact derivative, the gradient of a case that is saturated on the
-    wrong side comes out far too large, where with ``nn.Sigmoid`` it comes out 0.
+    Before ``nn.BCELoss`` the gradient is that of ``nn.BCEWithLogitsLoss``: that loss divides by its
+    own rounded ``y * (1 - y)``, and the sigmoid, which finds it in the graph of the backward pass,
+    multiplies by the same number. With ``nn.Sigmoid`` the gradient of a case that is saturated on
+    the wrong side comes out 0. docs/company.md has the rule, and what is not seen.
 
     Exported by ``torch.export`` or traced by ``torch.jit.trace`` it is a plain ``aten.sigmoid``,
     whose own gradient is torch's.

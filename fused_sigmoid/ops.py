@@ -14,6 +14,8 @@ from torch import Tensor
 from . import _extension as _extension  # defines the operators
 from . import formula
 
+KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 # Fake kernels: shapes, strides and dtypes are those of ATen's own sigmoid.
 
 
@@ -116,7 +118,7 @@ def cuda_kernels() -> ModuleType:
 
 def _real(input: Tensor) -> Tensor:
     """Bool and integers become the default dtype, as in torch.sigmoid."""
-    if input.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    if input.dtype in KERNEL_DTYPES:
         return input
     if input.is_floating_point() or input.is_complex():
         raise NotImplementedError(
@@ -175,12 +177,17 @@ def _(input: Tensor, value: Tensor, derivative: Tensor) -> None:
         _write(value, new_value, input)
 
 
+def _alike(grad: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with one shape and dtype."""
+    if grad.shape != other.shape or grad.dtype != other.dtype:
+        dtype = torch.result_type(grad, other)
+        grad, other = torch.broadcast_tensors(grad.to(dtype), other.to(dtype))
+    return grad, other
+
+
 def _register_backward(name: str) -> None:
-    def backward(grad: Tensor, other: Tensor, *loss_dtype: torch.dtype) -> Tensor:
-        if grad.shape != other.shape or grad.dtype != other.dtype:
-            dtype = torch.result_type(grad, other)
-            grad, other = torch.broadcast_tensors(grad.to(dtype), other.to(dtype))
-        return getattr(cuda_kernels(), name)(grad, other, *loss_dtype)
+    def backward(grad: Tensor, other: Tensor) -> Tensor:
+        return getattr(cuda_kernels(), name)(*_alike(grad, other))
 
     torch.library.impl(f"fused_sigmoid::{name}", "CUDA", backward)
 
@@ -189,6 +196,15 @@ for _name in (
     "sigmoid_backward",
     "sigmoid_backward_from_output",
     "sigmoid_backward_from_derivative",
-    "sigmoid_backward_before_bce",
 ):
     _register_backward(_name)
+
+
+@torch.library.impl("fused_sigmoid::sigmoid_backward_before_bce", "CUDA")
+def _(grad: Tensor, output: Tensor, loss_dtype: torch.dtype) -> Tensor:
+    if loss_dtype not in KERNEL_DTYPES:
+        raise NotImplementedError(
+            f"sigmoid_backward_before_bce(): the loss has dtype {loss_dtype}; accepted are "
+            "float64, float32, float16, bfloat16"
+        )
+    return cuda_kernels().sigmoid_backward_before_bce(*_alike(grad, output), loss_dtype)

@@ -44,8 +44,7 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool =
 
     Args:
         model: the module to search, itself included.
-        saved: what the new modules keep for the backward pass; see :class:`FusedSigmoid`, also
-            for a sigmoid whose output goes to ``nn.BCELoss``.
+        saved: what the new modules keep for the backward pass; see :func:`fused_sigmoid.sigmoid`.
         subclasses: whether modules of subclasses of ``nn.Sigmoid`` are turned as well. Until
             :func:`restore_sigmoid` they are of the class :class:`FusedSigmoid`, without the methods
             of the subclass.
@@ -262,8 +261,7 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
 
     Args:
         saved: what every sigmoid of the block keeps for the backward pass; see
-            :func:`fused_sigmoid.sigmoid`, also for a sigmoid whose output goes to ``nn.BCELoss``.
-            Of those in place it changes nothing.
+            :func:`fused_sigmoid.sigmoid`. Of those in place it changes nothing.
 
     Raises:
         TypeError: anything but ``saved`` is given, as by ``@override`` without parentheses.

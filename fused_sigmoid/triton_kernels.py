@@ -1,7 +1,8 @@
 """The GPU kernels and their launch: value and derivative of the sigmoid in one pass.
 
-Depends on torch, Triton and the generated constants; `ops.py` imports it on the first GPU tensor.
-The arithmetic is the one in csrc/numerics, with the same roundings, so that the bits agree.
+Depends on torch, Triton, the generated constants and formula.py; `ops.py` imports it on the first
+GPU tensor. The arithmetic is the one in csrc/numerics, with the same roundings, so that the bits
+agree.
 """
 
 # Kernels get their types from Triton at their launch.
@@ -19,6 +20,7 @@ import triton.language as tl
 
 from . import coefficients
 from ._extension import extension
+from .formula import FLOOR_OF_BCE, HALVES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +60,7 @@ _FLOAT64 = _constants("FLOAT64")
 _FLOAT32 = _constants("FLOAT32")
 _FLOAT16 = _constants("FLOAT16")
 _BFLOAT16 = _constants("BFLOAT16")
+_FLOOR_OF_BCE = tl.constexpr(FLOOR_OF_BCE)
 
 
 @triton.jit
@@ -157,6 +160,15 @@ def _value_from_smaller(x, t):
 @triton.jit
 def _derivative_from_smaller(t, dtype: tl.constexpr):
     return t * (1 - t) if dtype.primitive_bitwidth == 16 else tl.fma(_minus(t), t, t)
+
+
+@triton.jit
+def _divisor_of_bce(y, dtype: tl.constexpr):
+    """max((1 - y) * y, 1e-12), rounded to `dtype` after each operation as nn.BCELoss rounds it."""
+    complement = (1 - y).to(dtype).to(y.dtype)
+    product = (complement * y).to(dtype).to(y.dtype)
+    floor = tl.full((), _FLOOR_OF_BCE, y.dtype).to(dtype).to(y.dtype)
+    return tl.where(product < floor, floor, product)  # lets NaN through
 
 
 @triton.jit
@@ -267,6 +279,16 @@ def _backward_from_derivative_block(
     _store(grad_input, g * d, mask, block_size)
 
 
+@triton.jit
+def _backward_before_bce_block(
+    grad, output, grad_input, mask, block_size: tl.constexpr, is_rounded: tl.constexpr
+):
+    y = _load(output, mask, block_size)
+    g = _load(grad, mask, block_size)
+    dtype: tl.constexpr = output.dtype.element_ty if is_rounded else y.dtype
+    _store(grad_input, g * _divisor_of_bce(y, dtype), mask, block_size)
+
+
 @triton.jit(do_not_specialize=["count"])
 def _backward_kernel(grad, input, grad_input, count: tl.int64, block_size: tl.constexpr):
     remaining = _remaining(count, block_size)
@@ -335,6 +357,30 @@ def _backward_from_derivative_of_one_kernel(
         _backward_from_derivative_block(grad, derivative, grad_input, mask, block_size, True)
 
 
+@triton.jit(do_not_specialize=["count"])
+def _backward_before_bce_kernel(
+    grad, output, grad_input, count: tl.int64, block_size: tl.constexpr
+):
+    remaining = _remaining(count, block_size)
+    if remaining >= block_size:
+        _backward_before_bce_block(grad, output, grad_input, None, block_size, True)
+    else:
+        mask = tl.arange(0, block_size) < remaining
+        _backward_before_bce_block(grad, output, grad_input, mask, block_size, True)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _backward_before_float32_bce_kernel(
+    grad, output, grad_input, count: tl.int64, block_size: tl.constexpr
+):
+    remaining = _remaining(count, block_size)
+    if remaining >= block_size:
+        _backward_before_bce_block(grad, output, grad_input, None, block_size, False)
+    else:
+        mask = tl.arange(0, block_size) < remaining
+        _backward_before_bce_block(grad, output, grad_input, mask, block_size, False)
+
+
 class Kernel(NamedTuple):
     """A kernel over `reads` operands and `writes` results of one dtype and one dense layout.
 
@@ -362,12 +408,16 @@ BACKWARD_FROM_DERIVATIVE = Kernel(
     4,
     Kernel(_backward_from_derivative_of_one_kernel, 2, 1, 7),
 )
+BACKWARD_BEFORE_BCE = Kernel(_backward_before_bce_kernel, 2, 1, 8)
+BACKWARD_BEFORE_FLOAT32_BCE = Kernel(_backward_before_float32_bce_kernel, 2, 1, 9)
 KERNELS = (
     SIGMOID,
     SIGMOID_WITH_DERIVATIVE,
     BACKWARD,
     BACKWARD_FROM_OUTPUT,
     BACKWARD_FROM_DERIVATIVE,
+    BACKWARD_BEFORE_BCE,
+    BACKWARD_BEFORE_FLOAT32_BCE,
 )
 
 
@@ -527,4 +577,17 @@ def sigmoid_backward_from_output(grad: Tensor, output: Tensor) -> Tensor:
 def sigmoid_backward_from_derivative(grad: Tensor, derivative: Tensor) -> Tensor:
     """grad · σ', from the stored σ'."""
     (grad_input,) = _results(BACKWARD_FROM_DERIVATIVE, grad, derivative)
+    return grad_input
+
+
+def sigmoid_backward_before_bce(grad: Tensor, output: Tensor, loss_dtype: torch.dtype) -> Tensor:
+    """grad · max((1 - y) · y, 1e-12), rounded as nn.BCELoss in `loss_dtype` rounds its divisor."""
+    if loss_dtype == output.dtype:
+        kernel = BACKWARD_BEFORE_BCE
+    elif loss_dtype == torch.float32 and output.dtype in HALVES:
+        kernel = BACKWARD_BEFORE_FLOAT32_BCE
+    else:
+        operands = grad.to(loss_dtype), output.to(loss_dtype)
+        return sigmoid_backward_before_bce(*operands, loss_dtype).to(output.dtype)
+    (grad_input,) = _results(kernel, grad, output)
     return grad_input

@@ -52,6 +52,7 @@ PROGRAMS = ("pytest", "-q", "-x", "tests/test_fuzz_programs.py", "-k")
 IN_PLACE = (*PROGRAMS, "programs_that_change")
 CHECKPOINTS = (*PROGRAMS, "programs_with_checkpoints")
 COMPILED = (*PROGRAMS, "compiled_programs")
+BEFORE_BCE = ("pytest", "-q", "-x", "tests/test_before_bce.py")
 COMPILED_SAVES = """\
         return composed_sigmoid(input)
 
@@ -129,6 +130,27 @@ DEFECTS = (
         *("every tensor is taken for a contiguous one", "csrc/cpu.cpp"),
         *("return tensor.is_non_overlapping_and_dense() && ", "return "),
         *(("pytest", "-q", "-x", "tests/test_properties.py"), FAILED_TEST, True),
+    ),
+    Defect(
+        *("before the loss, 1 - y of a half is not rounded", "csrc/numerics/sigmoid.h"),
+        *("rounded<C>(complement) * y;", "complement * y;"),
+        *(BEFORE_BCE, FAILED_TEST, True),
+    ),
+    Defect(
+        *("before the loss, the floor is float64's 1e-12", "csrc/numerics/sigmoid.h"),
+        *("rounded<C>(V(1e-12f))", "rounded<C>(V(1e-12))"),
+        *((*BEFORE_BCE, "-k", "division_is_undone"), FAILED_TEST, True),
+    ),
+    Defect(
+        *(
+            "before the loss, a GPU forgets the product's rounding",
+            "fused_sigmoid/triton_kernels.py",
+        ),
+        *("(complement * y).to(dtype).to(y.dtype)", "complement * y"),
+        *(
+            ("pytest", "-q", "tests/test_triton_interpreter.py", "-k", "before_the_loss"),
+            FAILED_TEST,
+        ),
     ),
     Defect(
         *("a kept tensor that was changed is taken for an unchanged one", "csrc/autograd.cpp"),

@@ -162,6 +162,18 @@ def test_layouts(dtype: torch.dtype, loss_dtype: torch.dtype, grad_is: str, layo
     assert (result.dtype, result.stride()) == (dtype, (grad * y).stride())
 
 
+@every_loss
+@every_dtype
+def test_fake_kernel_gives_the_same_kind_of_tensor(
+    dtype: torch.dtype, loss_dtype: torch.dtype
+) -> None:
+    operands = [torch.rand(4, 3).to(dtype).t() for _ in range(2)]
+    real = OPERATOR(*operands, loss_dtype)
+    with torch._C._AutoDispatchBelowAutograd():  # above it ATen operations stand in
+        fake = OPERATOR(*(operand.to("meta") for operand in operands), loss_dtype)
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
 def test_broadcasts_and_promotes() -> None:
     grad, y = torch.randn(3, 1), torch.rand(4, dtype=torch.float64)
     result = OPERATOR(grad, y, torch.float64)

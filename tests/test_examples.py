@@ -1,4 +1,5 @@
-"""The examples do what they say: equal trainings, a saturated unit that recovers, the pictures.
+"""The examples do what they say: equal trainings, a saturated unit that recovers, wrong labels that
+do no harm before nn.BCELoss, the pictures.
 
 Needs scikit-learn and matplotlib, which only the examples use.
 """
@@ -85,6 +86,21 @@ def test_saturated_network(binary_classification: ModuleType, dtype: torch.dtype
     assert fused.accuracy > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wrong_labels(binary_classification: ModuleType, dtype: torch.dtype) -> None:
+    cases = binary_classification.load_cases(0, CPU, standardised=False)
+    given = binary_classification.with_wrong_labels(cases, 0)
+    turned = (given.train_labels != cases.train_labels).sum().item()
+    assert turned == binary_classification.WRONG_LABELS
+    plain, fused, logits = binary_classification.train_with_wrong_labels(given, 30, 0, dtype)
+    # Stuck where it calls every tumour benign.
+    assert plain.accuracy == pytest.approx(cases.test_labels.mean().item())
+    assert plain.losses[-1] > 10
+    assert fused.losses == pytest.approx(logits.losses, rel=binary_classification.LOSS_MARGIN)
+    assert fused.largest_gradient == pytest.approx(logits.largest_gradient, rel=0.01)
+    assert fused.accuracy > 0.85
+
+
 def test_program_draws_the_learning_curves(
     binary_classification: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -95,6 +111,7 @@ def test_program_draws_the_learning_curves(
     arguments = ["--epochs", "2", "--device", "cpu", "--output", str(tmp_path / "new")]
     assert binary_classification.main(arguments) == 0, capsys.readouterr().err
     assert _is_png(tmp_path / "new" / "saturated_units.png")
+    assert _is_png(tmp_path / "new" / "wrong_labels.png")
 
 
 def test_program_fails_where_nothing_recovers(

@@ -362,20 +362,7 @@ def test_vmap_rejects_what_it_rejects_of_torch(function: str) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        *SAVED,
-        pytest.param(
-            "pair",
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=IndexError,
-                reason="torch 2.13 can't add a number to a batch of no numbers: vmap of 1 + x",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("function", [*SAVED, "pair"])
 def test_vmap_over_nothing(function: str) -> None:
     result = vmap(FUNCTIONS[function])(TAIL[:0])
     assert (result.shape, result.dtype) == ((0,), TAIL.dtype)

@@ -95,7 +95,8 @@ def test_all_operators_are_tested() -> None:
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("fused_sigmoid::")
     }
-    assert registered == set(FUNCTIONAL) | set(OUT)
+    # What a compiled region runs in its backward pass: tests/test_company_compiled.py.
+    assert registered == set(FUNCTIONAL) | set(OUT) | {"sigmoid_backward_at_exit"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -273,12 +274,6 @@ def test_formula(dtype: torch.dtype) -> None:
     check_values("sigmoid_backward_from_output", from_output, grad, y)
     before_bce = formula.sigmoid_backward_before_bce(grad, y, dtype)
     check_values("sigmoid_backward_before_bce", before_bce, grad, y)
-    # sigma'' by mpmath at 40 digits.
-    points = torch.tensor([-20, -1, 0, 1, 20], dtype=dtype)
-    second = formula.second_derivative_product(2 * torch.ones(5, dtype=dtype), points)
-    tail, middle = 2.0611536054451409e-9, 0.090857747672948409
-    expected = 2 * torch.tensor([tail, middle, 0, -middle, -tail], dtype=dtype)
-    torch.testing.assert_close(second, expected, rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

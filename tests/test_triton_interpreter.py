@@ -185,6 +185,8 @@ def _results(kernels, grad, x):
     from_input = kernels.sigmoid_backward(grad, x)
     from_output = kernels.sigmoid_backward_from_output(grad, saved_value)
     from_derivative = kernels.sigmoid_backward_from_derivative(grad, saved_derivative)
+    before_bce = kernels.sigmoid_backward_before_bce(grad, saved_value, x.dtype)
+    divisor = np.maximum((1 - y) * y, kernels.FLOOR_OF_BCE if x.dtype != torch.float16 else 0)
 
     value_bound, derivative_bound = BOUNDS[x.dtype]
     value_tolerance = value_bound * _ulp(value, x.dtype)
@@ -206,6 +208,8 @@ def _results(kernels, grad, x):
             _tolerance(g * (1 - y) * y, x.dtype, 2.5),
         ),
         "from derivative": (from_derivative, g * d, _tolerance(g * d, x.dtype, 0.5)),
+        # Each of the divisor's roundings is to the dtype itself.
+        "before the loss": (before_bce, g * divisor, 2.5 * _ulp(g * divisor, x.dtype)),
     }
 
 
@@ -331,11 +335,14 @@ def test_halves_are_correctly_rounded_for_every_input(kernels, dtype):
         "sigmoid_backward",
         "sigmoid_backward_from_output",
         "sigmoid_backward_from_derivative",
+        "sigmoid_backward_before_bce",
     ],
 )
 def test_bits_are_those_of_the_cpu(kernels, name, dtype):
     operand = _inputs(dtype)
     operands = (_random(operand.shape, dtype), operand) if "backward" in name else (operand,)
+    if name == "sigmoid_backward_before_bce":
+        operands += (dtype,)
     result = getattr(kernels, name)(*operands)
     expected = getattr(torch.ops.fused_sigmoid, name)(*operands)
     if name == "sigmoid_with_derivative":
@@ -391,6 +398,34 @@ def test_backward_from_output_rounds_as_torch(kernels, dtype):
     wide = torch.promote_types(dtype, torch.float32)  # halves are computed in float32
     expected = torch.ops.aten.sigmoid_backward(grad.to(wide), y.to(wide)).to(dtype)
     assert torch.equal(kernels.sigmoid_backward_from_output(grad, y), expected)
+
+
+def _outputs(dtype):
+    """What a sigmoid may give: of a half every number, else also where the floor of the loss and
+    the rounding of 1 - y decide."""
+    if dtype.itemsize == 2:
+        y = _every_half(dtype)
+        return torch.cat([y[(y >= 0) & (y <= 1)], torch.tensor([torch.nan], dtype=dtype)])
+    eps = torch.finfo(dtype).eps
+    small = torch.logspace(-46, 0, 3001, dtype=torch.float64)
+    last_places = 1 - torch.arange(1000, dtype=torch.float64) * eps / 2
+    special = torch.tensor([0.0, 1.0, 1 - 2**-24, torch.nan], dtype=torch.float64)
+    numbers = torch.rand(5000, dtype=torch.float64)
+    return torch.cat([special, small, 1 - small, last_places, numbers]).to(dtype)
+
+
+@pytest.mark.parametrize("loss_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_before_the_loss_are_those_of_the_cpu(kernels, dtype, loss_dtype):
+    y = _outputs(dtype)
+    for grad in (torch.ones_like(y), _random(y.shape, dtype), torch.tensor(3.0).to(dtype)):
+        grad = grad.expand(y.shape)
+        result = kernels.sigmoid_backward_before_bce(grad, y, loss_dtype)
+        expected = torch.ops.fused_sigmoid.sigmoid_backward_before_bce(grad, y, loss_dtype)
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        same = (result.view(bits) == expected.view(bits)) | (result.isnan() & expected.isnan())
+        assert same.all()
+        assert result.isnan().sum() == y.isnan().sum()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,6 +11,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdlib>
@@ -138,9 +139,10 @@ void compute(int64_t kernel, void** parameters) {
   const auto at = [&](int i) { return *pointers[i]; };
   const auto count = *static_cast<int64_t*>(parameters[kernel == 0 ? 2 : 3]);
   for (int64_t i = 0; i < count; ++i) {
-    const double x = at(0)[kernel < 5 ? i : 0];  // of one number
+    const bool is_one = kernel >= 5 && kernel < 8;
+    const double x = at(0)[is_one ? 0 : i];
     const double other = kernel == 0 ? 0 : at(1)[i];
-    switch (kernel < 5 ? kernel : kernel - 3) {
+    switch (is_one ? kernel - 3 : kernel) {
       case 0:
         at(1)[i] = value(x);
         break;
@@ -154,8 +156,11 @@ void compute(int64_t kernel, void** parameters) {
       case 3:
         at(2)[i] = x * (1 - other) * other;
         break;
-      default:
+      case 4:
         at(2)[i] = x * other;
+        break;
+      default:
+        at(2)[i] = x * std::max((1 - other) * other, 1e-12);
     }
   }
 }
@@ -215,7 +220,7 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
                                block_z,        shared,          reinterpret_cast<int64_t>(stream),
                                current_device, current_context, extra != nullptr};
   for (int64_t i = 0; i < handle >> 16; ++i) seen.push_back(*static_cast<int64_t*>(parameters[i]));
-  if ((handle & 0xff) == sizeof(float)) compute(handle >> 8 & 7, parameters);
+  if ((handle & 0xff) == sizeof(float)) compute(handle >> 8 & 0x7f, parameters);
   const std::lock_guard<std::mutex> lock(launches_mutex);
   launches.push_back(std::move(seen));
   return 0;

@@ -71,7 +71,11 @@ class FakeTriton:
             .removesuffix("_of_one")
         )
         name = f"sigmoid_{name}" if name.startswith("backward") else name
-        results = getattr(OPERATORS, name)(*operands)
+        loss_dtypes = {
+            "sigmoid_backward_before_bce": (tensors[0].dtype,),
+            "sigmoid_backward_before_float32_bce": (torch.float32,),
+        }.get(name, ())
+        results = getattr(OPERATORS, name.replace("float32_", ""))(*operands, *loss_dtypes)
         results = results if isinstance(results, tuple) else (results,)
         for out, result in zip(tensors[kernel.reads :], results, strict=True):
             FAKE.to_host(out).copy_(result)
@@ -143,17 +147,36 @@ def test_every_operation(triton):
         "sigmoid_backward": ((grad, x), (grad * d,)),
         "sigmoid_backward_from_output": ((grad, y), (grad * (1 - y) * y,)),
         "sigmoid_backward_from_derivative": ((grad, d), (grad * d,)),
+        "sigmoid_backward_before_bce": ((grad, y), (grad * (1 - y) * y,)),
     }
     for name, (operands, results) in expected.items():
         before = extension.gpu_launches()
         for _ in range(2):
-            got = getattr(OPERATORS, name)(*map(gpu, operands))
+            others = (torch.float32,) if name == "sigmoid_backward_before_bce" else ()
+            got = getattr(OPERATORS, name)(*map(gpu, operands), *others)
             for result, reference in zip(
                 got if isinstance(got, tuple) else (got,), results, strict=True
             ):
                 torch.testing.assert_close(host(result), reference, rtol=2e-6, atol=1e-30)
         assert extension.gpu_launches() == before + 1
-    assert len(triton.calls) == 5
+    assert len(triton.calls) == 6
+
+
+def test_the_dtype_of_the_loss_chooses_the_kernel(triton):
+    grad, y = values(seed=1), torch.sigmoid(values(seed=2))
+    for dtype, loss_dtype, number in (
+        (torch.float32, torch.float32, 8),
+        (torch.bfloat16, torch.bfloat16, 8),
+        (torch.bfloat16, torch.float32, 9),
+        (torch.float16, torch.float32, 9),
+    ):
+        operands = gpu(grad.to(dtype)), gpu(y.to(dtype))
+        for _ in range(2):
+            OPERATORS.sigmoid_backward_before_bce(*operands, loss_dtype)
+        (launch,) = FAKE.take_launches()
+        assert launch[FUNCTION] == handle(number, 6, element_size=dtype.itemsize)
+        assert launch[PARAMETERS][:2] == [operand.data_ptr() for operand in operands]
+    assert [key[0] for key in triton.calls] == [8, 8, 9, 9]
 
 
 def test_a_gradient_of_one_number(triton):

@@ -46,6 +46,8 @@ inline constexpr Shape shapes[work_count] = {
     {"backward_from_input", 1, 2},
     {"backward_from_output", 1, 2},
     {"backward_from_derivative", 1, 2},
+    {"backward_before_bce", 1, 2},
+    {"backward_before_float32_bce", 1, 2},
 };
 
 inline const Format& format_of(Dtype dtype) { return formats[static_cast<int>(dtype)]; }
@@ -142,6 +144,18 @@ long double from_derivative(long double grad, long double derivative) {
   return result;
 }
 
+// The product before nn.BCELoss, its divisor rounded to `format` after each operation.
+template <class Wide>
+long double before_bce(const Format& format, long double grad, long double output) {
+  const volatile Wide complement = Wide(1) - static_cast<Wide>(output);
+  const volatile Wide factor = static_cast<Wide>(rounded(format, complement));
+  const volatile Wide product = factor * static_cast<Wide>(output);
+  const long double divisor = rounded(format, product), floor = rounded(format, 1e-12f);
+  const volatile Wide result =
+      static_cast<Wide>(grad) * static_cast<Wide>(divisor < floor ? floor : divisor);
+  return result;
+}
+
 // Whether output number `output` of a kernel may hold `got`, given the elements it was made from.
 inline bool right(Dtype dtype, Work work, int output, const uint64_t* inputs, uint64_t got_bits) {
   const Format& format = format_of(dtype);
@@ -169,6 +183,15 @@ inline bool right(Dtype dtype, Work work, int output, const uint64_t* inputs, ui
       const long double second = decode(format, inputs[1]);
       const long double exact =
           wide ? from_derivative<double>(first, second) : from_derivative<float>(first, second);
+      return same(got, rounded(format, exact));
+    }
+    case Work::backward_before_bce:
+    case Work::backward_before_float32_bce: {
+      const long double second = decode(format, inputs[1]);
+      const bool rounds = work == Work::backward_before_bce;
+      const Format& divisors = rounds || wide ? format : format_of(Dtype::float32);
+      const long double exact = wide ? before_bce<double>(divisors, first, second)
+                                     : before_bce<float>(divisors, first, second);
       return same(got, rounded(format, exact));
     }
   }
