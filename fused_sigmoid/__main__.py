@@ -38,7 +38,7 @@ def _gpu_route() -> str:
 
 def _reading() -> str:
     """Of a pass that is run here: whether the node of the sigmoid finds out who got its output."""
-    sigmoid(torch.zeros(1, requires_grad=True)).sum().backward()
+    sigmoid(torch.ones(1, requires_grad=True)).sum().backward()
     if extension.can_read_backward_passes():
         return "as its consumers need it, which are read in the graph of the backward pass"
     return "nn.Sigmoid's, everywhere: the backward passes of this torch cannot be read"
