@@ -617,8 +617,10 @@ class SigmoidNode : public consumers::Asking {
     }
     if (choice.factor != Factor::derivative) {
       source.value = unpack_value();
-      // The gradient's memory is then that of the derivative, of which nothing is needed.
-      if (derivative_ && drops_derivative()) derivative_.variable.reset_data();
+      if (takes_gradient(grads[0], source.value, choice)) {
+        dispatched::sigmoid_backward_before_bce_(grads[0], source.value, choice.loss_dtype);
+        return {std::move(grads[0])};
+      }
     }
     if (choice.factor == Factor::before_bce && recorded(grads[0], source.value) &&
         !has_forward_gradient(grads[0]) && !has_forward_gradient(source.value)) {
@@ -771,6 +773,17 @@ class SigmoidNode : public consumers::Asking {
                 "one of the variables needed for gradient computation has been modified by an "
                 "inplace operation: the input of a sigmoid, which fused_sigmoid keeps under "
                 "saved=\"input\". With saved=\"auto\" it may change, as with nn.Sigmoid");
+  }
+
+  // Whether the result may take the memory of the gradient, which nothing else holds.
+  bool takes_gradient(const at::Tensor& grad, const at::Tensor& value, const Choice& choice) const {
+    return choice.factor == Factor::before_bce && !is_pair_ && !at::GradMode::is_enabled() &&
+           grad.is_cpu() && for_kernels(grad) && for_kernels(value) && grad.use_count() == 1 &&
+           grad.storage().use_count() == 1 && !grad.requires_grad() &&
+           grad.is_non_overlapping_and_dense() && grad.strides() == value.strides() &&
+           grad.sizes() == value.sizes() && grad.scalar_type() == value.scalar_type() &&
+           digits_of(choice.narrowest_dtype) >=
+               std::min(digits_of(grad.scalar_type()), digits_of(choice.loss_dtype));
   }
 
   // Whether nobody needs the kept derivative after this run of the node.

@@ -63,7 +63,9 @@ Operation operation_of_type(const Node& node) {
   }
   if (type == typeid(torch::autograd::CopyBackwards)) return {Role::structural};
   // What wraps an operation in place on a view, if that has run and is gone: mostly copy_.
-  if (type == typeid(torch::autograd::CopySlices)) return {Role::structural};
+  if (type == typeid(torch::autograd::CopySlices)) {
+    return {Role::structural, none, false, all, Detail::wrapper};
+  }
   // What torch and this package define besides is no loss.
   const auto is_in = [&](std::string_view scope) { return mangled.find(scope) == 0; };
   const bool is_function = is_in("N5torch8autograd7CppNode");
@@ -82,6 +84,7 @@ Operation refined(Operation operation, const Node& node) {
   using namespace torch::autograd::generated;
   switch (operation.detail) {
     case Detail::none:
+    case Detail::wrapper:
     case Detail::bce:
     case Detail::second_bce:
       break;
@@ -127,11 +130,14 @@ Operation refined(Operation operation, const Node& node) {
 // The operations by the types of their nodes, each of which is looked up by name once.
 class Operations {
  public:
-  Operation of(const Node& node) {
+  Operation of(const Node& node) { return refined(of_type(node), node); }
+
+  // Whatever the node's own numbers are.
+  const Operation& of_type(const Node& node) {
     const std::type_info* const type = &typeid(node);
     auto found = known_.find(type);
     if (found == known_.end()) found = known_.emplace(type, operation_of_type(node)).first;
-    return refined(found->second, node);
+    return found->second;
   }
 
  private:
@@ -228,6 +234,8 @@ class Pass {
  private:
   // Follows what a node divides by.
   void start_at(const Node& node) {
+    const Operation& of_type = operations_->of_type(node);
+    if (of_type.divisor == none && of_type.detail != Detail::wrapper) return;
     const Operation operation = operations_->of(inner(node));
     if (operation.divisor == none) return;
     for (uint32_t input = 0; input < node.num_outputs(); ++input) {
@@ -250,8 +258,8 @@ class Pass {
   }
 
   // What an operation in place on a view does is wrapped into a node that hands the rest on.
-  static const Node& inner(const Node& node) {
-    if (typeid(node) != typeid(torch::autograd::CopySlices)) return node;
+  const Node& inner(const Node& node) {
+    if (operations_->of_type(node).detail != Detail::wrapper) return node;
     const auto& fn = static_cast<const torch::autograd::CopySlices&>(node).fn;
     return fn ? *fn : node;
   }

@@ -378,4 +378,13 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
       sigmoid_backward_before_bce(grad.to(loss_dtype), output.to(loss_dtype), loss_dtype));
 }
 
+void sigmoid_backward_before_bce_(const at::Tensor& grad, const at::Tensor& output,
+                                  at::ScalarType loss_dtype) {
+  const auto work = work_before_bce(grad.scalar_type(), loss_dtype);
+  if (work.has_value() && is_simple(grad) && is_simple(output) && are_alike(grad, output)) {
+    return run_simple(*work, before_bce, grad, grad, output);
+  }
+  grad.copy_(sigmoid_backward_before_bce(grad, output, loss_dtype));
+}
+
 }  // namespace fused_sigmoid::cpu

@@ -30,9 +30,19 @@ enum class Role : uint8_t {
   asking,
 };
 
-// What else there is to know of a node: its own numbers, its class in Python, or that it is
-// nn.BCELoss.
-enum class Detail : uint8_t { none, add, multiply, power, accumulate, bce, second_bce, function };
+// What else there is to know of a node: its own numbers, its class in Python, that it is
+// nn.BCELoss, or wraps an operation in place on a view.
+enum class Detail : uint8_t {
+  none,
+  add,
+  multiply,
+  power,
+  accumulate,
+  bce,
+  second_bce,
+  function,
+  wrapper
+};
 
 constexpr int8_t none = -1, all = -1, every = -2;
 

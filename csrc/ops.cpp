@@ -224,6 +224,16 @@ void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor&
   derivative.mul_(grad);
 }
 
+void sigmoid_backward_before_bce_(const at::Tensor& grad, const at::Tensor& output,
+                                  at::ScalarType loss_dtype) {
+  if (is_direct(grad) && is_direct(output)) {
+    return call_direct("fused_sigmoid::sigmoid_backward_before_bce",
+                       cpu::sigmoid_backward_before_bce_, grad, output, loss_dtype);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  grad.copy_(sigmoid_backward_before_bce(grad, output, loss_dtype));
+}
+
 at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,
                                     const at::Tensor& output, int64_t exit) {
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -30,9 +30,12 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
 at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative);
 // Into the derivative's memory, for tensors of one shape and dtype.
 void sigmoid_backward_from_derivative_(const at::Tensor& grad, const at::Tensor& derivative);
-// For an output that nn.BCELoss was computed from in `loss_dtype`.
+// For an output that nn.BCELoss was computed from in `loss_dtype`; the latter into the gradient's
+// memory, for tensors of one shape and dtype.
 at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
                                        at::ScalarType loss_dtype);
+void sigmoid_backward_before_bce_(const at::Tensor& grad, const at::Tensor& output,
+                                  at::ScalarType loss_dtype);
 
 }  // namespace cpu
 
@@ -51,6 +54,8 @@ at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<
                                     const at::Tensor& output, int64_t exit);
 at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
                                        at::ScalarType loss_dtype);
+void sigmoid_backward_before_bce_(const at::Tensor& grad, const at::Tensor& output,
+                                  at::ScalarType loss_dtype);
 }  // namespace dispatched
 
 // With autograd, of every order; forward-mode AD follows what has no `out`. autograd.cpp
