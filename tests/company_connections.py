@@ -544,6 +544,19 @@ def _beside_entropy_truth(x: Tensor, t: Tensor) -> Tensor:
     return with_logits(x, t) - entropy.sum()
 
 
+def _beside_dividing(other: Callable[[Tensor, Tensor], Tensor]) -> Connection:
+    """Another loss, of both sides, that divides as well."""
+
+    def use(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
+        y = sigmoid(x)
+        return bce(y, t) + other(y, 1 - y).sum()
+
+    def truth(x: Tensor, t: Tensor) -> Tensor:
+        return with_logits(x, t) + other(*both_sides(x)).sum()
+
+    return Connection(use, truth, AS_TORCH)
+
+
 BESIDE: dict[str, Connection] = {
     "BCE beside MSE": _beside(lambda y, t: F.mse_loss(y, t, reduction="sum")),
     "BCE beside L1": _beside(lambda y, t: F.l1_loss(y, t, reduction="sum")),
@@ -552,6 +565,27 @@ BESIDE: dict[str, Connection] = {
     "BCE beside a layer": _beside(
         lambda y, t: (y.view(-1, 12) @ matrix(12, 3, y)).tanh().square().mean()
     ),
+    "BCE beside log y": _beside_dividing(lambda s, c: s.log()),
+    "BCE beside log y, minus": _beside_dividing(lambda s, c: -s.log()),
+    "BCE beside y log y": _beside_dividing(lambda s, c: s * s.log()),
+    "BCE beside the root": _beside_dividing(lambda s, c: s.sqrt()),
+    "BCE beside a root of a view": _beside_dividing(lambda s, c: s.view(-1, 12).t().sqrt()),
+    "BCE beside a power": _beside_dividing(lambda s, c: s**0.25),
+    "BCE beside 1 / y": _beside_dividing(lambda s, c: 2.0**-10 / s),
+    "BCE beside log(1 - y)": _beside_dividing(lambda s, c: -c.log()),
+    "BCE beside 1 / (1 - y)": _beside_dividing(lambda s, c: 2.0**-10 / c),
+    "BCE beside the root of 1 - y": _beside_dividing(lambda s, c: c.sqrt()),
+    "BCE beside the odds": _beside_dividing(lambda s, c: 2.0**-10 * s / c),
+    "BCE beside the divergence from 0.05": _beside_dividing(
+        lambda s, c: 0.05 * (0.05 / s).log() + 0.95 * (0.95 / c).log()
+    ),
+    "BCE beside the divergence of rows": _beside_dividing(
+        lambda s, c: (
+            0.05 * (0.05 / s.view(-1, 12).mean(1)).log()
+            + 0.95 * (0.95 / c.view(-1, 12).mean(1)).log()
+        )
+    ),
+    "BCE beside log(y + 1e-7)": _beside_dividing(lambda s, c: (s + 1e-7).log()),
     "BCE beside the entropy": Connection(_beside_entropy, _beside_entropy_truth, AS_TORCH),
     "BCE of one half, MSE of the other": Connection(
         lambda sigmoid, x, t: _parts(sigmoid, x, t, F.mse_loss),
