@@ -114,7 +114,7 @@ def commit() -> dict[str, Any]:
     if "SOURCE_COMMIT" in os.environ:
         return {"commit": os.environ["SOURCE_COMMIT"], "dirty": None}
     head = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", ":!bench/results")
+    changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!docs/figures")
     return {"commit": head or None, "dirty": None if changes is None else bool(changes)}
 
 

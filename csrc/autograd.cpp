@@ -530,6 +530,14 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
   }
   if (tangent.defined()) {
     if (saved == Saved::output) value_tangent = at::sigmoid_backward(tangent, results.value);
+    // A loss above may divide by the rounded 1 - y and multiply by it again, and needs a tangent
+    // that cancels. What another one computes differs by less than rounding does.
+    if (saved == Saved::above && results.value.scalar_type() != at::kDouble) {
+      const at::ScalarType dtype = results.value.scalar_type();
+      value_tangent = at::where(
+          results.value > 0.5, autograd::sigmoid_backward_before_bce(tangent, results.value, dtype),
+          value_tangent);
+    }
     if (in_place) {
       const at::Tensor own = tangent;
       value_tangent = own.copy_(value_tangent);
@@ -552,7 +560,9 @@ class SigmoidNode : public consumers::Asking {
     const auto node = make_node_behind<SigmoidNode>(input);
     node->enclosing_ = enclosing_uses();
     const Keeps keeps = kept_for(saved, input);
-    Results results = compute(input, keeps.derivative, /*in_place=*/false, saved);
+    const bool is_recorded_above = is_transformed() && saved != Saved::output;
+    Results results = compute(input, keeps.derivative, /*in_place=*/false,
+                              is_recorded_above ? Saved::above : saved);
     torch::autograd::set_history(results.value, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
     if (keeps.input) node->input_ = kept_input(input);
@@ -921,7 +931,15 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
 
 at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
                                        at::ScalarType loss_dtype) {
-  if (!recorded(grad, output) && for_kernels(grad) && for_kernels(output)) {
+  const bool has_tangent = has_forward_gradient(grad) || has_forward_gradient(output);
+  if (recorded(grad, output)) {
+    // Of the output of a sigmoid: under transforms, where another level asked for this.
+    const auto node = output.grad_fn();
+    if (!has_tangent && node && dynamic_cast<const SigmoidNode*>(node.get()) != nullptr) {
+      return ProductNode::apply_to(grad, output, {Factor::before_bce, loss_dtype, loss_dtype},
+                                   node->next_edge(0));
+    }
+  } else if (!has_tangent && (is_transformed() || (for_kernels(grad) && for_kernels(output)))) {
     return dispatched::sigmoid_backward_before_bce(grad, output, loss_dtype);
   }
   const auto converted = [](const at::Tensor& tensor, at::ScalarType dtype) {

@@ -371,9 +371,11 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
   if (const auto work = work_before_bce(at::result_type(grad, output), loss_dtype)) {
     return run_binary(grad, output, *work, before_bce);
   }
+  const at::Tensor none;
+  const at::Tensor result = at::TensorIterator::borrowing_binary_op(none, grad, output).output();
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return sigmoid_backward_before_bce(grad.to(loss_dtype), output.to(loss_dtype), loss_dtype)
-      .to(at::result_type(grad, output));
+  return result.copy_(
+      sigmoid_backward_before_bce(grad.to(loss_dtype), output.to(loss_dtype), loss_dtype));
 }
 
 }  // namespace fused_sigmoid::cpu

@@ -110,7 +110,8 @@ using Binary = at::Tensor(const at::Tensor&, const at::Tensor&);
 using AtExit = at::Tensor(const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
                           int64_t);
 
-constexpr std::array<std::string_view, 4> saved_names = {"auto", "derivative", "input", "output"};
+constexpr std::array<std::string_view, 5> saved_names = {"auto", "derivative", "input", "output",
+                                                         "above"};
 using BinaryWithDtype = at::Tensor(const at::Tensor&, const at::Tensor&, at::ScalarType);
 
 }  // namespace

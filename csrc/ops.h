@@ -12,7 +12,9 @@
 namespace fused_sigmoid {
 
 // What the autograd Function keeps for the backward pass; see `sigmoid` in functional.py.
-enum class Saved { automatic, derivative, input, output };
+// The last is of a call through the transforms of torch.func, by a level that records a gradient,
+// to those beneath it.
+enum class Saved { automatic, derivative, input, output, above };
 
 // As users write it: "auto" and so on; ValueError for another name. ops.cpp
 Saved saved_named(std::string_view name);

@@ -36,6 +36,14 @@ def _gpu_route() -> str:
     return f"Triton kernels on {torch.cuda.get_device_name()}, launched by {launcher}"
 
 
+def _reading() -> str:
+    """Of a pass that is run here: whether the node of the sigmoid finds out who got its output."""
+    sigmoid(torch.ones(1, requires_grad=True)).sum().backward()
+    if extension.can_read_backward_passes():
+        return "as its consumers need it, which are read in the graph of the backward pass"
+    return "nn.Sigmoid's, everywhere: the backward passes of this torch cannot be read"
+
+
 def information() -> dict[str, str]:
     """What ``info`` prints, in order."""
     sets = ", ".join(extension.instruction_sets())
@@ -50,7 +58,8 @@ def information() -> dict[str, str]:
         "CUDA devices": str(torch.cuda.device_count()),
         "route on CPU": f"C++ kernels ({extension.instruction_set()})",
         "route on GPU": _gpu_route(),
-        "route under torch.compile, torch.func": "formula in ATen operations",
+        "route under torch.compile": "formula in ATen operations",
+        "gradient before losses": _reading(),
         "route under torch.export, torch.jit.trace": "ATen's sigmoid, with torch's gradient",
     }
 

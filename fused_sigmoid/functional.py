@@ -53,7 +53,8 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str = "auto") ->
               takes the memory of σ' unless the graph is kept.
             - ``"input"``: the input alone; backward computes σ' again from it. It must not change
               before that.
-            - ``"output"``: the output; no more memory than ``nn.Sigmoid``, and its gradient.
+            - ``"output"``: the output; no more memory than ``nn.Sigmoid``, and its gradient, except
+              before ``nn.BCELoss``.
             - ``"auto"``: whichever of the first two is faster for the device, dtype and size, and
               the output. Where that was the input and it was changed in place, the gradient is
               that of ``"output"``, with one warning.

@@ -84,6 +84,7 @@ def test_info_says_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: device)
     tried = []
     monkeypatch.setattr(info, "sigmoid", tried.append)
+    monkeypatch.setattr(info, "_reading", lambda: "")
     for reason, launcher in (("", "the extension"), ("too old", "Triton (too old)")):
         compiled = {(0, 0, torch.float32, 3): (None, reason)}
         monkeypatch.setattr(triton_kernels, "_compiled", compiled)
