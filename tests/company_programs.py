@@ -27,6 +27,7 @@ from tests import oracle
 from tests.company_connections import LOGITS, both_sides, dice, matrix, weights
 from tests.company_verdicts import (
     EXPECTED,
+    FLOOR,
     LEAST,
     ExactSigmoid,
     KeptDerivative,
@@ -557,10 +558,6 @@ def _truth(
             scale += derivative * torch.where(x >= -1, scale / derivative, 0).max()
     scales[0] = torch.full_like(scales[0], scales[0].max())
     return Truth(gradients, scales, reaching, lost)
-
-
-# BCELoss divides by no less, and what is multiplied by that for its sake reaches other losses.
-FLOOR = 1.01e-12
 
 
 def try_program(program: Program, tally: Counter[str]) -> None:
