@@ -41,6 +41,10 @@ class Connection(NamedTuple):
     dtypes: tuple[torch.dtype, ...] = EVERY
     # A dtype on the way to the loss, whose roundings are the connection's own.
     rounds_to: torch.dtype = torch.float64
+    # Beside BCELoss: the largest number that another loss hands to the output. BCELoss divides by
+    # no less than 1e-12, so that what is multiplied for its sake is no less, and another loss gets
+    # as much where its own factor is smaller still.
+    beside: float = 0.0
     # Of an exact connection with several sigmoids, those that are; None is all.
     exact_calls: tuple[int, ...] | None = None
 
@@ -434,6 +438,8 @@ BCE |= {
         lambda sigmoid, x, t: sum((bce(y, t, "none") * y).sum() for y in [sigmoid(x)]),
         lambda x, t: (with_logits(x, t, "none") * exact_sigmoid(x)).sum(),
         RIGHT,
+        # The logarithm, of which BCELoss takes -100 for the least.
+        beside=100,
         roundings=24,
         dtypes=WIDE,
     ),
@@ -515,12 +521,15 @@ BCE |= {
 # BCE beside another loss of the same output.
 
 
-def _beside(other: Callable[[Tensor, Tensor], Tensor]) -> Connection:
+def _beside(other: Callable[[Tensor, Tensor], Tensor], largest: float) -> Connection:
     def use(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
         y = sigmoid(x)
         return bce(y, t) + other(y, t)
 
-    return Connection(use, lambda x, t: with_logits(x, t) + other(exact_sigmoid(x), t), RIGHT, 16)
+    def truth(x: Tensor, t: Tensor) -> Tensor:
+        return with_logits(x, t) + other(exact_sigmoid(x), t)
+
+    return Connection(use, truth, RIGHT, roundings=16, beside=largest)
 
 
 def dice(y: Tensor, t: Tensor) -> Tensor:
@@ -544,24 +553,60 @@ def _beside_entropy_truth(x: Tensor, t: Tensor) -> Tensor:
     return with_logits(x, t) - entropy.sum()
 
 
+def _beside_dividing(other: Callable[[Tensor, Tensor], Tensor], largest: float = 0.0) -> Connection:
+    """Another loss, of both sides, that divides as well."""
+
+    def use(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
+        y = sigmoid(x)
+        return bce(y, t) + other(y, 1 - y).sum()
+
+    def truth(x: Tensor, t: Tensor) -> Tensor:
+        return with_logits(x, t) + other(*both_sides(x)).sum()
+
+    return Connection(use, truth, AS_TORCH, beside=largest)
+
+
 BESIDE: dict[str, Connection] = {
-    "BCE beside MSE": _beside(lambda y, t: F.mse_loss(y, t, reduction="sum")),
-    "BCE beside L1": _beside(lambda y, t: F.l1_loss(y, t, reduction="sum")),
-    "BCE beside dice": _beside(dice),
-    "BCE beside the mean": _beside(lambda y, t: y.mean()),
+    "BCE beside MSE": _beside(lambda y, t: F.mse_loss(y, t, reduction="sum"), 2),
+    "BCE beside L1": _beside(lambda y, t: F.l1_loss(y, t, reduction="sum"), 1),
+    "BCE beside dice": _beside(dice, 1),
+    "BCE beside the mean": _beside(lambda y, t: y.mean(), 1),
     "BCE beside a layer": _beside(
-        lambda y, t: (y.view(-1, 12) @ matrix(12, 3, y)).tanh().square().mean()
+        lambda y, t: (y.view(-1, 12) @ matrix(12, 3, y)).tanh().square().mean(), 1
     ),
+    "BCE beside log y": _beside_dividing(lambda s, c: s.log()),
+    "BCE beside log y, minus": _beside_dividing(lambda s, c: -s.log()),
+    "BCE beside y log y": _beside_dividing(lambda s, c: s * s.log(), 100),
+    "BCE beside the root": _beside_dividing(lambda s, c: s.sqrt()),
+    "BCE beside a root of a view": _beside_dividing(lambda s, c: s.view(-1, 12).t().sqrt()),
+    "BCE beside a power": _beside_dividing(lambda s, c: s**0.25),
+    "BCE beside 1 / y": _beside_dividing(lambda s, c: 2.0**-10 / s),
+    "BCE beside log(1 - y)": _beside_dividing(lambda s, c: -c.log()),
+    "BCE beside 1 / (1 - y)": _beside_dividing(lambda s, c: 2.0**-10 / c),
+    "BCE beside the root of 1 - y": _beside_dividing(lambda s, c: c.sqrt()),
+    "BCE beside the odds": _beside_dividing(lambda s, c: 2.0**-10 * s / c),
+    "BCE beside the divergence from 0.05": _beside_dividing(
+        lambda s, c: 0.05 * (0.05 / s).log() + 0.95 * (0.95 / c).log()
+    ),
+    "BCE beside the divergence of rows": _beside_dividing(
+        lambda s, c: (
+            0.05 * (0.05 / s.view(-1, 12).mean(1)).log()
+            + 0.95 * (0.95 / c.view(-1, 12).mean(1)).log()
+        )
+    ),
+    "BCE beside log(y + 1e-7)": _beside_dividing(lambda s, c: (s + 1e-7).log()),
     "BCE beside the entropy": Connection(_beside_entropy, _beside_entropy_truth, AS_TORCH),
     "BCE of one half, MSE of the other": Connection(
         lambda sigmoid, x, t: _parts(sigmoid, x, t, F.mse_loss),
         lambda x, t: with_logits(x[::2], t[::2]) + F.mse_loss(exact_sigmoid(x[1::2]), t[1::2]),
         AS_TORCH,
+        beside=2,
     ),
     "BCE of one half, the sum of the other": Connection(
         lambda sigmoid, x, t: _parts(sigmoid, x, t, lambda y, t: y.sum()),
         lambda x, t: with_logits(x[::2], t[::2]) + exact_sigmoid(x[1::2]).sum(),
         AS_TORCH,
+        beside=1,
     ),
     "BCE of one half, log(1 - y) of the other": Connection(
         lambda sigmoid, x, t: _parts(sigmoid, x, t, lambda y, t: -(1 - y).log().sum()),
@@ -578,6 +623,7 @@ BESIDE: dict[str, Connection] = {
             + exact_sigmoid(x).sum()
         ),
         AS_TORCH,
+        beside=1,
     ),
 }
 

@@ -1,5 +1,6 @@
 """Runs many random programs with our sigmoid and with torch's: tensors changed in place around it,
-eager and compiled (tests/inplace_programs.py), and checkpoints (tests/checkpoint_programs.py).
+eager and compiled (tests/inplace_programs.py), checkpoints (tests/checkpoint_programs.py), and
+outputs given to losses (tests/company_programs.py).
 Called by `make fuzz`; prints every program that goes wrong, and ends with an error.
 
     python -m tests.fuzz_programs [--programs 10000] [--compiled 400] [--inductor 100] [--first 0]
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests import checkpoint_programs, inplace_programs
+from tests import checkpoint_programs, company_programs, inplace_programs
 
 # Programs that one process takes on at a time, and that one function is compiled of.
 SHARE = 100
@@ -42,6 +43,10 @@ def in_place(seeds: Iterable[int]) -> Found:
 
 def checkpoints(seeds: Iterable[int]) -> Found:
     return _each(seeds, checkpoint_programs.write, checkpoint_programs.try_program)
+
+
+def company(seeds: Iterable[int]) -> Found:
+    return _each(seeds, company_programs.write, company_programs.try_program)
 
 
 def _each(
@@ -95,11 +100,16 @@ def run(part: Callable[[Iterable[int]], Found], seeds: range, share: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description="Random programs, with ours and with torch's.")
     add = parser.add_argument
-    add("--programs", type=int, default=10_000, help="that change tensors, and with checkpoints")
+    add(
+        "--programs",
+        type=int,
+        default=10_000,
+        help="that change tensors, with checkpoints, with losses",
+    )
     add("--compiled", type=int, default=400, help="compiled by AOTAutograd alone")
     add("--inductor", type=int, default=100, help="compiled by Inductor")
     add("--first", type=int, default=0, metavar="NUMBER", help="the first program's")
-    add("--only", choices=("in place", *COMPILED, "checkpoints"))
+    add("--only", choices=("in place", *COMPILED, "checkpoints", "company"))
     add("--record", type=Path, metavar="FILE.json", help="keep the figures in this file")
     chosen = parser.parse_args()
     parts: dict[str, tuple[Callable[[Iterable[int]], Found], int, int]] = {
@@ -107,6 +117,7 @@ def main() -> None:
         "aot_eager": (partial(compiled, backend="aot_eager"), chosen.compiled, COMPILED_TOGETHER),
         "inductor": (partial(compiled, backend="inductor"), chosen.inductor, COMPILED_TOGETHER),
         "checkpoints": (checkpoints, chosen.programs, SHARE),
+        "company": (company, chosen.programs, SHARE),
     }
     figures = {}
     for name, (part, count, share) in parts.items():

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import fused_sigmoid
-from tests import checkpoint_programs, fuzz_programs, inplace_programs
+from tests import checkpoint_programs, company_programs, fuzz_programs, inplace_programs
+from tests.company_verdicts import ExactSigmoid, Product
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -57,7 +58,12 @@ def test_programs_with_checkpoints(first: int) -> None:
     _check(fuzz_programs.checkpoints(range(first, first + 50)))
 
 
-@pytest.mark.parametrize("programs", [inplace_programs, checkpoint_programs])
+@pytest.mark.parametrize("first", range(0, 400, 100))
+def test_programs_that_give_outputs_to_losses(first: int) -> None:
+    _check(fuzz_programs.company(range(first, first + 100)))
+
+
+@pytest.mark.parametrize("programs", [inplace_programs, checkpoint_programs, company_programs])
 def test_a_number_is_a_program(programs: Any) -> None:
     assert str(programs.write(3)) == str(programs.write(3))
     assert programs.write(3).text != programs.write(4).text
@@ -105,6 +111,20 @@ def test_what_is_kept_under_modes_alone_is_seen(monkeypatch: pytest.MonkeyPatch)
 def test_torchs_tail_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(inplace_programs.OURS, "auto", torch.sigmoid)
     assert _differ(fuzz_programs.checkpoints, 50)
+
+
+@pytest.mark.parametrize("wrong", [ExactSigmoid, Product])
+def test_one_gradient_for_all_losses_is_seen(
+    wrong: type[torch.autograd.Function], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exact derivative before BCELoss as well as nn.Sigmoid's product before a gate."""
+    for name in company_programs.SIGMOIDS:
+        monkeypatch.setitem(company_programs.SIGMOIDS, name, wrong.apply)
+    kinds = {"right", "mixed"} if wrong is ExactSigmoid else {"right", "exact"}
+    failures = _differ(fuzz_programs.company, 60)
+    assert {
+        kind for kind in kinds if any(f": {kind}, " in failure for failure in failures)
+    } == kinds
 
 
 @pytest.mark.parametrize(
