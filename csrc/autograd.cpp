@@ -296,8 +296,9 @@ enum class Factor : uint8_t {
   derivative,         // sigma'(x)
   product,            // y (1 - y), as of nn.Sigmoid
   before_bce,         // max(y (1 - y), 1e-12), which nn.BCELoss divides by
+  upper_before_bce,   // the same where y > 1/2, and the product elsewhere
   before_second_bce,  // what the second derivative of nn.BCELoss divides by, over that
-  at_exit,  // one of these, chosen when a compiled region runs, by what its output went to
+  at_exit,            // one of these, by what a compiled region's output went to when it runs
 };
 
 struct Choice {
@@ -309,7 +310,10 @@ struct Choice {
 
 Choice choice_for(const consumers::Uses& uses) {
   if (uses.is_complement_divided) return {Factor::product};
-  if (uses.is_bce) return {Factor::before_bce, uses.loss_dtype, uses.narrowest_dtype};
+  // What is divided by y elsewhere must not meet the floor of 1e-12, which is far more than y
+  // there.
+  const Factor before_bce = uses.is_divided ? Factor::upper_before_bce : Factor::before_bce;
+  if (uses.is_bce) return {before_bce, uses.loss_dtype, uses.narrowest_dtype};
   if (uses.is_second_bce) {
     return {Factor::before_second_bce, uses.loss_dtype, uses.narrowest_dtype};
   }
@@ -337,6 +341,12 @@ at::Tensor product_from_value(const at::Tensor& grad, const at::Tensor& value,
   }
   if (choice.factor == Factor::before_second_bce) {
     return product_before_second_bce(grad, value, choice);
+  }
+  if (choice.factor == Factor::upper_before_bce) {
+    Choice upper = choice;
+    upper.factor = Factor::before_bce;
+    return at::where(value > 0.5, product_from_value(grad, value, upper),
+                     autograd::sigmoid_backward_from_output(grad, value));
   }
   const at::ScalarType dtype = value.scalar_type();
   const int digits = digits_of(choice.narrowest_dtype);
@@ -622,8 +632,10 @@ class SigmoidNode : public consumers::Asking {
         return {std::move(grads[0])};
       }
     }
-    if (choice.factor == Factor::before_bce && recorded(grads[0], source.value) &&
-        !has_forward_gradient(grads[0]) && !has_forward_gradient(source.value)) {
+    const bool is_before_bce =
+        choice.factor == Factor::before_bce || choice.factor == Factor::upper_before_bce;
+    if (is_before_bce && recorded(grads[0], source.value) && !has_forward_gradient(grads[0]) &&
+        !has_forward_gradient(source.value)) {
       const at::Tensor first = ProductNode::apply_to(grads[0], source.value, choice, next_edge(0));
       if (!needs_second(grads)) return {first};
       return {first + second_product(grads[1], source)};

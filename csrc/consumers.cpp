@@ -152,12 +152,14 @@ struct Way {
   bool is_linear = false;   // or not at all the numbers themselves
   bool is_turned = false;   // what is divided by is 0 where the output is 1
   bool is_reduced = false;  // a sum of many elements, which one of them does not make 0
+  bool is_bounded = false;  // a constant was added: what is divided by is not 0 for the sum's sake
   bool is_number = false;   // the pass began with one number, which is a loss
   at::ScalarType loss_dtype = at::kFloat, narrowest_dtype = at::kFloat;
 
   uint64_t bits() const {
     return start | is_linear << 2 | is_turned << 3 | is_reduced << 4 | is_number << 5 |
-           static_cast<uint64_t>(loss_dtype) << 8 | static_cast<uint64_t>(narrowest_dtype) << 16;
+           is_bounded << 6 | static_cast<uint64_t>(loss_dtype) << 8 |
+           static_cast<uint64_t>(narrowest_dtype) << 16;
   }
 };
 
@@ -317,6 +319,11 @@ class Pass {
         way.is_linear = true;
         break;
     }
+    if (operation.detail == Detail::add) {
+      const auto& edges = node.next_edges();
+      const auto is_constant = [](const torch::autograd::Edge& edge) { return !edge.is_valid(); };
+      way.is_bounded |= std::any_of(edges.begin(), edges.end(), is_constant);
+    }
     follow(*place.node, operation, place.output, way);
   }
 
@@ -357,6 +364,8 @@ class Pass {
         uses.narrowest_dtype = way.narrowest_dtype;
         break;
       case Way::division:
+        // As by the sum of an output and of labels.
+        if (!way.is_turned && way.is_reduced && way.is_bounded) return;
         (way.is_turned ? uses.is_complement_divided : uses.is_divided) = true;
         break;
     }
