@@ -627,6 +627,7 @@ class SigmoidNode : public consumers::Asking {
     }
     if (choice.factor != Factor::derivative) {
       source.value = unpack_value();
+      if (choice.factor == Factor::at_exit && input_) source.input = unpack_input();
       if (takes_gradient(grads[0], source.value, choice)) {
         dispatched::sigmoid_backward_before_bce_(grads[0], source.value, choice.loss_dtype);
         return {std::move(grads[0])};
@@ -707,10 +708,9 @@ class SigmoidNode : public consumers::Asking {
     return choice_for(uses);
   }
 
-  // Whether the value's gradient is computed of sigma'(x), or of what nn.Sigmoid keeps by choice.
+  // Whether the value's gradient is that of sigma'(x), or of what nn.Sigmoid keeps by choice.
   static bool needs_first(const variable_list& grads, const Choice& choice) {
-    return grads[0].defined() &&
-           (choice.factor == Factor::derivative || choice.factor == Factor::at_exit);
+    return grads[0].defined() && choice.factor == Factor::derivative;
   }
   bool needs_second(const variable_list& grads) const { return is_pair_ && grads[1].defined(); }
 

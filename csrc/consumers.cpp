@@ -299,14 +299,17 @@ class Pass {
       case Role::structural:
         break;
       case Role::mixing:
-      case Role::curve:
-        // exp(z) is nowhere 0, and whether log(z), or a product with a matrix, is 0 where z is
-        // has nothing to do with z being so.
+        // Where z is 0 has nothing to do with where a product of a matrix with it is.
         if (!way.is_turned || way.start == Way::exit) return;
         way.is_linear = true;
         break;
+      case Role::curve:
+        // Neither is exp(z) 0 anywhere, nor log(z) where z is.
+        if (!way.is_turned && way.start != Way::exit) return;
+        way.is_linear = true;
+        break;
       case Role::power:
-        if (way.start == Way::exit || (way.is_reduced && !way.is_turned)) return;
+        if (way.is_reduced && !way.is_turned && way.start != Way::exit) return;
         way.is_linear = true;
         break;
       case Role::turning:
