@@ -553,7 +553,7 @@ def _beside_entropy_truth(x: Tensor, t: Tensor) -> Tensor:
     return with_logits(x, t) - entropy.sum()
 
 
-def _beside_dividing(other: Callable[[Tensor, Tensor], Tensor], largest: float = 0.0) -> Connection:
+def _beside_dividing(other: Callable[[Tensor, Tensor], Tensor], largest: float = 1.0) -> Connection:
     """Another loss, of both sides, that divides as well."""
 
     def use(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
