@@ -670,7 +670,56 @@ def _mean_of_instances_truth(x: Tensor, t: Tensor) -> Tensor:
     return likelihood(value, complement, t[::3]).sum()
 
 
+def _pooled_alike(
+    pool: Callable[[Tensor], Tensor],
+    pair: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Connection:
+    """The cross entropy of one number for each three instances of about the same logit, from the
+    probabilities and, for the truth, from both sides of them."""
+
+    def instances(x: Tensor) -> Tensor:
+        return torch.stack([x, x + 0.25, x - 0.25], 1)
+
+    return Connection(
+        lambda sigmoid, x, t: bce(pool(sigmoid(instances(x))).clamp(0, 1), t),
+        lambda x, t: likelihood(*pair(*both_sides(instances(x))), t).sum(),
+        AS_TORCH,
+    )
+
+
+def _root_mean_square(s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    root = s.square().mean(1).sqrt()
+    return root, (c * (1 + s)).mean(1) / (1 + root)
+
+
+def _log_mean_exp(s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return s.exp().mean(1).log(), -torch.log1p(torch.expm1(-c).mean(1))
+
+
 MADE: dict[str, Connection] = {
+    "BCE of the mean of instances alike": _pooled_alike(
+        lambda y: y.mean(1), lambda s, c: (s.mean(1), c.mean(1))
+    ),
+    "BCE of the root mean square": _pooled_alike(
+        lambda y: y.square().mean(1).sqrt(), _root_mean_square
+    ),
+    "BCE of the norm of instances": _pooled_alike(
+        lambda y: y.norm(dim=1) / 3**0.5, _root_mean_square
+    ),
+    "BCE of lp_pool1d": _pooled_alike(
+        lambda y: (F.lp_pool1d(y.unsqueeze(1), 2.0, 3) / 3**0.5).flatten(), _root_mean_square
+    ),
+    "BCE of the logarithm of the mean exponential": _pooled_alike(
+        lambda y: y.exp().mean(1).log(), _log_mean_exp
+    ),
+    "BCE of logsumexp": _pooled_alike(lambda y: y.logsumexp(1) - math.log(3), _log_mean_exp),
+    "BCE of logsumexp of logarithms": _pooled_alike(
+        lambda y: (y.log().logsumexp(1) - math.log(3)).exp(), lambda s, c: (s.mean(1), c.mean(1))
+    ),
+    "BCE of the mean weighted by softmax": _pooled_alike(
+        lambda y: (y.detach().softmax(1) * y).sum(1),
+        lambda s, c: ((s.detach().softmax(1) * s).sum(1), (s.detach().softmax(1) * c).sum(1)),
+    ),
     "BCE of 0.9 y + 0.05": _made_of_one(
         lambda y: y * 0.9 + 0.05, lambda s, c: (0.9 * s + 0.05, 0.9 * c + 0.05)
     ),
@@ -1070,6 +1119,42 @@ DIVIDING: dict[str, Connection] = {
         lambda y: torch.sqrt(1 - y**2), lambda s, c: (c * (1 + s)).sqrt()
     ),
     "sqrt of y (1 - y)": _of_sides(lambda y: (y * (1 - y)).sqrt(), lambda s, c: (s * c).sqrt()),
+    "normalize(1 - y)": Connection(
+        lambda sigmoid, x, t: (
+            F.normalize(1 - sigmoid(torch.stack([x, x + 0.25], 1)), dim=1)[:, 0] * weights(x)
+        ).sum(),
+        lambda x, t: sum(
+            (F.normalize(c, dim=1, eps=0)[:, 0] * weights(x)).sum()
+            for _, c in [both_sides(torch.stack([x, x + 0.25], 1))]
+        ),
+        AS_TORCH,
+    ),
+    "log of a blur of 1 - y": Connection(
+        lambda sigmoid, x, t: (
+            F.conv1d(
+                1 - sigmoid(torch.stack([x, x + 0.25, x - 0.25], 1)).unsqueeze(1),
+                torch.tensor([[[0.25, 0.5, 0.25]]], dtype=x.dtype),
+            )
+            .log()
+            .sum()
+        ),
+        lambda x, t: (
+            (
+                both_sides(torch.stack([x, x + 0.25, x - 0.25], 1))[1]
+                @ torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype)
+            )
+            .log()
+            .sum()
+        ),
+        AS_TORCH,
+    ),
+    "log of a linear layer of 1 - y": Connection(
+        lambda sigmoid, x, t: (
+            F.linear(1 - sigmoid(x).view(-1, 3), x.new_ones(2, 3) / 4, x.new_zeros(2)).log().sum()
+        ),
+        lambda x, t: 2 * (both_sides(x)[1].view(-1, 3).sum(1) / 4).log().sum(),
+        AS_TORCH,
+    ),
     "norm of 1 - y": Connection(
         lambda sigmoid, x, t: (1 - sigmoid(x)).view(-1, 3).norm(dim=1).sum(),
         lambda x, t: both_sides(x)[1].view(-1, 3).norm(dim=1).sum(),

@@ -5,7 +5,6 @@ package; run by test_company.py and test_company_compiled.py."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
