@@ -310,9 +310,9 @@ struct Choice {
 
 Choice choice_for(const consumers::Uses& uses) {
   if (uses.is_complement_divided) return {Factor::product};
-  // What is divided by y elsewhere must not meet the floor of 1e-12, which is far more than y
-  // there.
-  const Factor before_bce = uses.is_divided ? Factor::upper_before_bce : Factor::before_bce;
+  // Elsewhere there may be a division by y, which must not meet the floor of 1e-12: that is far
+  // more than a small y.
+  const Factor before_bce = uses.is_elsewhere ? Factor::upper_before_bce : Factor::before_bce;
   if (uses.is_bce) return {before_bce, uses.loss_dtype, uses.narrowest_dtype};
   if (uses.is_second_bce) {
     return {Factor::before_second_bce, uses.loss_dtype, uses.narrowest_dtype};
@@ -540,13 +540,11 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
   }
   if (tangent.defined()) {
     if (saved == Saved::output) value_tangent = at::sigmoid_backward(tangent, results.value);
-    // A loss above may divide by the rounded 1 - y and multiply by it again, and needs a tangent
-    // that cancels. What another one computes differs by less than rounding does.
-    if (saved == Saved::above && results.value.scalar_type() != at::kDouble) {
-      const at::ScalarType dtype = results.value.scalar_type();
-      value_tangent = at::where(
-          results.value > 0.5, autograd::sigmoid_backward_before_bce(tangent, results.value, dtype),
-          value_tangent);
+    // A loss above may divide by the rounded 1 - y, and needs a tangent that cancels. What another
+    // one computes of it is a product with sigma' more, which the difference is lost in.
+    if (saved == Saved::above) {
+      value_tangent = at::where(results.value > 0.5, at::sigmoid_backward(tangent, results.value),
+                                value_tangent);
     }
     if (in_place) {
       const at::Tensor own = tangent;
@@ -772,9 +770,8 @@ class SigmoidNode : public consumers::Asking {
     at::Tensor value;
     {
       const at::NoGradGuard no_grad;
-      value = compute(input_.variable.unpack(getptr()), /*with_derivative=*/false,
-                      /*in_place=*/false)
-                  .value;
+      const at::Tensor input = input_.variable.unpack(getptr());
+      value = compute(input, /*with_derivative=*/false, /*in_place=*/false).value;
     }
     if (!at::GradMode::is_enabled()) return value;
     return SavedVariable(value, /*is_output=*/true).unpack(getptr());

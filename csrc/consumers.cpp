@@ -104,10 +104,11 @@ Operation refined(Operation operation, const Node& node) {
         if (first.is_valid() && first == second) {
           operation.role = Role::power;
         } else if (first.is_valid() != second.is_valid()) {
-          // A number of Python has a dtype of its own, and any sign. Its value may be gone by now.
-          const at::ScalarType factor =
-              first.is_valid() ? multiply->other_scalar_type : multiply->self_scalar_type;
-          if (factor == at::kLong || factor == at::kDouble) operation.role = Role::turning;
+          // A number of Python mostly has another dtype, and any sign. Its value may be gone by
+          // now.
+          if (multiply->other_scalar_type != multiply->self_scalar_type) {
+            operation.role = Role::turning;
+          }
         }
       }
       break;
@@ -147,19 +148,16 @@ class Operations {
 // A way through the graph of a backward pass, from a division or from the pass's beginning towards
 // the sigmoids: what it has met so far.
 struct Way {
-  enum Start : uint8_t { exit, bce, second_bce, division };
+  enum Start : uint8_t { exit, bce, second_bce, division, elsewhere };
   Start start;
   bool is_linear = false;   // or not at all the numbers themselves
   bool is_turned = false;   // what is divided by is 0 where the output is 1
   bool is_reduced = false;  // a sum of many elements, which one of them does not make 0
-  bool is_bounded = false;  // a constant was added: what is divided by is not 0 for the sum's sake
-  bool is_number = false;   // the pass began with one number, which is a loss
   at::ScalarType loss_dtype = at::kFloat, narrowest_dtype = at::kFloat;
 
   uint64_t bits() const {
-    return start | is_linear << 2 | is_turned << 3 | is_reduced << 4 | is_number << 5 |
-           is_bounded << 6 | static_cast<uint64_t>(loss_dtype) << 8 |
-           static_cast<uint64_t>(narrowest_dtype) << 16;
+    return start | is_linear << 3 | is_turned << 4 | is_reduced << 5 |
+           static_cast<uint64_t>(loss_dtype) << 8 | static_cast<uint64_t>(narrowest_dtype) << 16;
   }
 };
 
@@ -213,19 +211,19 @@ class Pass {
 
   void read(const GraphTask& task, Operations& operations) {
     operations_ = &operations;
+    has_bce_ = false;
     id = static_cast<int>(task.id_);
     empty(consumers_);
     for (const Node* node : task.nodes_in_graph_) start_at(*node);
     // A pass that begins with one node does not have it among the others.
     for (const Node* node : task.graph_roots_) {
       if (task.nodes_in_graph_.count(const_cast<Node*>(node)) == 0) start_at(*node);
-      Way way{Way::exit};
-      way.is_number =
-          node->num_inputs() > 0 && node->input_metadata(0).shape_as_dim_vector().empty();
-      open_.push_back({node, any_output, way});
+      open_.push_back({node, any_output, Way{Way::exit}});
       walk();
     }
+    if (has_bce_) find_elsewhere(task);
     empty(seen_);
+    empty(before_bce_);
   }
 
   const Consumer* find(const Node& node) const {
@@ -247,6 +245,7 @@ class Pass {
       Way way{Way::division};
       way.is_turned = operation.divides_at_one;
       if (operation.detail == Detail::bce || operation.detail == Detail::second_bce) {
+        has_bce_ = true;
         way.start = operation.detail == Detail::bce ? Way::bce : Way::second_bce;
         way.loss_dtype = way.narrowest_dtype = dtype_of(*edge.function, edge.input_nr);
       }
@@ -279,6 +278,12 @@ class Pass {
     const bool is_wrapped = &node != place.node;
     const Operation operation = operations_->of(node);
     Way way = place.way;
+    if (way.start == Way::elsewhere && operation.role != Role::structural) {
+      if (operation.role == Role::asking || operation.role == Role::unknown) {
+        note(node, way, place.output);
+      }
+      return;
+    }
     if (way.start != Way::exit && place.output < place.node->num_inputs()) {
       const at::ScalarType dtype = dtype_of(*place.node, place.output);
       if (digits_of(dtype) < digits_of(way.narrowest_dtype)) way.narrowest_dtype = dtype;
@@ -299,8 +304,7 @@ class Pass {
       case Role::structural:
         break;
       case Role::mixing:
-        // Where z is 0 has nothing to do with where a product of a matrix with it is.
-        if (!way.is_turned || way.start == Way::exit) return;
+        if (way.start == Way::exit) return;
         way.is_linear = true;
         break;
       case Role::curve:
@@ -309,23 +313,24 @@ class Pass {
         way.is_linear = true;
         break;
       case Role::power:
+        // The squares that a norm sums up.
         if (way.is_reduced && !way.is_turned && way.start != Way::exit) return;
         way.is_linear = true;
         break;
-      case Role::turning:
+      case Role::turning: {
+        // The deviations that a norm sums up, h - mean(h), are no 1 - y.
+        const bool is_of_two =
+            node.num_outputs() == 2 && node.next_edge(0).is_valid() && node.next_edge(1).is_valid();
+        if (way.is_reduced && !way.is_turned && is_of_two) return;
         way.is_turned = way.is_linear = true;
         break;
+      }
       case Role::reducing:
         way.is_reduced = way.is_linear = true;
         break;
       case Role::linear:
         way.is_linear = true;
         break;
-    }
-    if (operation.detail == Detail::add) {
-      const auto& edges = node.next_edges();
-      const auto is_constant = [](const torch::autograd::Edge& edge) { return !edge.is_valid(); };
-      way.is_bounded |= std::any_of(edges.begin(), edges.end(), is_constant);
     }
     follow(*place.node, operation, place.output, way);
   }
@@ -347,6 +352,40 @@ class Pass {
     if (edge.is_valid()) open_.push_back({edge.function.get(), edge.input_nr, way});
   }
 
+  // Which of the outputs that nn.BCELoss got, unchanged, went to something else as well: where an
+  // edge leads to one of the nodes on the way to the loss from a node that is not.
+  void find_elsewhere(const GraphTask& task) {
+    for (const Place& place : seen_) {
+      if (place.way.start != Way::bce || place.way.is_linear) continue;
+      before_bce_.insert({place.node, any_output, Way{Way::bce}});
+      before_bce_.insert({place.node, place.output, Way{Way::bce}});
+    }
+    const auto look_at = [&](const Node& node) {
+      const bool is_before_bce = is_on_way(node, any_output);
+      const bool is_bce = operations_->of_type(inner(node)).detail == Detail::bce;
+      for (uint32_t input = 0; input < node.num_outputs(); ++input) {
+        const auto& edge = node.next_edge(input);
+        if (!edge.is_valid() || is_before_bce || (is_bce && input == 0)) continue;
+        if (is_on_way(*edge.function, edge.input_nr)) push(edge, Way{Way::elsewhere});
+      }
+    };
+    for (const Node* node : task.nodes_in_graph_) look_at(*node);
+    for (const Node* node : task.graph_roots_) {
+      if (task.nodes_in_graph_.count(const_cast<Node*>(node)) == 0) look_at(*node);
+      if (is_on_way(*node, any_output)) {
+        open_.push_back({node, any_output, Way{Way::elsewhere}});
+      }
+    }
+    walk();
+  }
+
+  // Of a node with several outputs any counts, unless they are different functions.
+  bool is_on_way(const Node& node, uint32_t output) const {
+    const Role role = operations_->of_type(node).role;
+    const bool is_apart = role == Role::asking || role == Role::unknown;
+    return before_bce_.count({&node, is_apart ? output : any_output, Way{Way::bce}}) > 0;
+  }
+
   // Of a node that asks, or that stands at the end of a region that asks beyond it.
   void note(const Node& node, const Way& way, uint32_t output) {
     // The second output of the pair is the derivative.
@@ -355,7 +394,6 @@ class Pass {
     Uses& uses = found.uses;
     switch (way.start) {
       case Way::exit:
-        if (way.is_linear && way.is_number) return;
         found.exit = !way.is_linear ? Exit::unchanged : way.is_turned ? Exit::turned : Exit::linear;
         break;
       case Way::bce:
@@ -366,9 +404,10 @@ class Pass {
         uses.loss_dtype = way.loss_dtype;
         uses.narrowest_dtype = way.narrowest_dtype;
         break;
+      case Way::elsewhere:
+        uses.is_elsewhere = true;
+        break;
       case Way::division:
-        // As by the sum of an output and of labels.
-        if (!way.is_turned && way.is_reduced && way.is_bounded) return;
         (way.is_turned ? uses.is_complement_divided : uses.is_divided) = true;
         break;
     }
@@ -379,7 +418,8 @@ class Pass {
 
   Operations* operations_ = nullptr;
   ska::flat_hash_map<const Node*, Consumer> consumers_;
-  ska::flat_hash_set<Place, PlaceHash> seen_;
+  bool has_bce_ = false;
+  ska::flat_hash_set<Place, PlaceHash> seen_, before_bce_;
   std::vector<Place> open_;
 };
 
@@ -446,6 +486,7 @@ void Uses::add(const Uses& other) {
   is_second_bce = is_second_bce || other.is_second_bce;
   is_complement_divided = is_complement_divided || other.is_complement_divided;
   is_divided = is_divided || other.is_divided;
+  is_elsewhere = is_elsewhere || other.is_elsewhere;
 }
 
 bool is_in_pass() { return torch::autograd::get_current_graph_task_id() >= 0; }

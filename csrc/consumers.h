@@ -18,10 +18,11 @@ struct Uses {
   // Another division by something that goes to 0 as the output goes to 1, behind operations that
   // are linear, or something unknown that may be a loss.
   bool is_complement_divided = false;
-  // A division by something that goes to 0 as the output does, which sigma'(x) and the product
-  // survive and the floor of nn.BCELoss does not; one by the complement where a change of sign
-  // follows the sigmoid before the output leaves the known graph.
+  // A division by something that goes to 0 as the output does, which sigma'(x) survives; one by the
+  // complement where a change of sign follows the sigmoid before the output leaves the known graph.
   bool is_divided = false;
+  // Whatever it is, beside nn.BCELoss.
+  bool is_elsewhere = false;
   // The dtype of BCELoss's input, and the one with the fewest digits on the way to it.
   at::ScalarType loss_dtype = at::kFloat, narrowest_dtype = at::kFloat;
 

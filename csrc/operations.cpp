@@ -46,7 +46,20 @@ const Table& operations() {
         {"ForeachReciprocal", divides(every)},
         {"ForeachRsqrt", divides(every)},
         {"ForeachSqrt", divides(every, Role::power)},
+        {"Atan2", divides(every)},
+        {"CholeskyInverse", divides(0)},
+        {"CholeskySolve", divides(every)},
         {"Lgamma", divides(0)},
+        {"LinalgCholeskyEx", divides(0)},
+        {"LinalgDet", divides(0)},
+        {"LinalgInvEx", divides(0)},
+        {"LinalgLstsq", divides(every)},
+        {"LinalgLuFactorEx", divides(0)},
+        {"LinalgLuSolve", divides(every)},
+        {"LinalgPinv", divides(0)},
+        {"LinalgSlogdet", divides(0)},
+        {"LinalgSolveEx", divides(0)},
+        {"LinalgSolveTriangular", divides(0)},
         {"Log", divides(0, Role::curve)},
         {"Log10", divides(0, Role::curve)},
         {"Log1P", divides(0, Role::curve)},
@@ -252,9 +265,13 @@ const Table& operations() {
                        "UpsampleBilinear2DAa",
                        "UpsampleLinear1D",
                        "UpsampleTrilinear3D"});
-    // Of numbers on one side of 0 multiples of them.
-    add(Role::power, {"Abs", "ForeachAbs", "Hardshrink", "LeakyRelu", "PreluKernel",
-                      "RreluWithNoise", "RreluWithNoiseFunctional"});
+    // Norms are 0 where all elements are; the others tend to 1 as what they are of does.
+    add(Role::reducing, {"LinalgVectorNorm", "Norm", "ForeachNorm"});
+    add(Role::curve, {"Logsumexp", "Logaddexp", "Logaddexp2", "Softplus", "Cdist"});
+    // Of numbers on one side of 0 multiples of them, or the numbers but for a period.
+    add(Role::power,
+        {"Celu", "Elu", "Fmod", "Remainder", "Frac", "Copysign", "Abs", "ForeachAbs", "Hardshrink",
+         "LeakyRelu", "PreluKernel", "RreluWithNoise", "RreluWithNoiseFunctional"});
     add(Role::turning, {"Addcmul", "Div1", "ForeachAdd", "ForeachAddcmul", "ForeachLerp",
                         "ForeachMul", "ForeachNeg", "ForeachSub", "IndexAdd", "Lerp", "Mul1", "Neg",
                         "NegView", "NllLoss", "NllLoss2D", "Rsub", "Sub"});

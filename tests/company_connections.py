@@ -529,7 +529,7 @@ def _beside(other: Callable[[Tensor, Tensor], Tensor], largest: float) -> Connec
     def truth(x: Tensor, t: Tensor) -> Tensor:
         return with_logits(x, t) + other(exact_sigmoid(x), t)
 
-    return Connection(use, truth, RIGHT, roundings=16, beside=largest)
+    return Connection(use, truth, AS_TORCH, roundings=16, beside=largest)
 
 
 def dice(y: Tensor, t: Tensor) -> Tensor:

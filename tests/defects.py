@@ -52,6 +52,7 @@ PROGRAMS = ("pytest", "-q", "-x", "tests/test_fuzz_programs.py", "-k")
 IN_PLACE = (*PROGRAMS, "programs_that_change")
 CHECKPOINTS = (*PROGRAMS, "programs_with_checkpoints")
 COMPILED = (*PROGRAMS, "compiled_programs")
+COMPANY = ("pytest", "-q", "-x", "tests/test_company.py")
 BEFORE_BCE = ("pytest", "-q", "-x", "tests/test_before_bce.py")
 
 DEFECTS = (
@@ -160,6 +161,23 @@ DEFECTS = (
         *("compiled, the input is kept and not a copy", "csrc/autograd.cpp"),
         *("Kept(input.clone(), /*is_output=*/false)", "Kept(input, /*is_output=*/false)"),
         *(COMPILED, FAILED_TEST, True),
+    ),
+    Defect(
+        *("no consumer of an output is looked for", "csrc/consumers.cpp"),
+        *("return found == nullptr ? Consumer() : *found;", "return Consumer();"),
+        *(COMPANY, FAILED_TEST, True),
+    ),
+    Defect(
+        *("every consumer of an output is taken for nn.BCELoss", "csrc/autograd.cpp"),
+        "  if (uses.is_complement_divided) return {Factor::product};",
+        "  return {Factor::before_bce};",
+        *(COMPANY, FAILED_TEST, True),
+    ),
+    Defect(
+        *("torch's sigmoid stands in for an output that was not kept", "csrc/autograd.cpp"),
+        "value = compute(input, /*with_derivative=*/false, /*in_place=*/false).value;",
+        "value = at::sigmoid(input);",
+        *((*COMPANY, "-k", "input"), FAILED_TEST, True),
     ),
     Defect(
         *("a reference that a call never gives back", "csrc/python.cpp"),
