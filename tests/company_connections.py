@@ -1150,10 +1150,25 @@ DIVIDING: dict[str, Connection] = {
     ),
     "log of a linear layer of 1 - y": Connection(
         lambda sigmoid, x, t: (
-            F.linear(1 - sigmoid(x).view(-1, 3), x.new_ones(2, 3) / 4, x.new_zeros(2)).log().sum()
+            F.linear(
+                1 - sigmoid(torch.stack([x, x + 0.25, x - 0.25], 1)),
+                x.new_ones(2, 3) / 4,
+                x.new_zeros(2),
+            )
+            .log()
+            .sum()
         ),
-        lambda x, t: 2 * (both_sides(x)[1].view(-1, 3).sum(1) / 4).log().sum(),
+        lambda x, t: (
+            2 * (both_sides(torch.stack([x, x + 0.25, x - 0.25], 1))[1].sum(1) / 4).log().sum()
+        ),
         AS_TORCH,
+    ),
+    # As a loss does that corrects for noise in the labels, where there is none.
+    "log of classes times a matrix": of_output(
+        lambda y, t: F.nll_loss(
+            (_classes(y) @ torch.eye(2, dtype=y.dtype)).log(), (t > 0.5).long(), reduction="sum"
+        ),
+        _hard_truth,
     ),
     "norm of 1 - y": Connection(
         lambda sigmoid, x, t: (1 - sigmoid(x)).view(-1, 3).norm(dim=1).sum(),
