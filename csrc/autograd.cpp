@@ -692,14 +692,14 @@ class SigmoidNode : public consumers::Asking {
   }
 
   Choice choose_factor(const at::Tensor& grad) const {
-    auto [uses, exit] = consumers::consumer_of(*this);
+    auto [uses, exit, exit_of_many] = consumers::consumer_of(*this);
     if (exit != consumers::Exit::none && !uses.is_bce && !uses.is_second_bce &&
         !uses.is_complement_divided) {
       if (!grad.defined() || !is_traced(grad)) {
         uses = consumers::beyond(enclosing_, exit);
-      } else if (!at::GradMode::is_enabled()) {
+      } else if (exit_of_many != consumers::Exit::none && !at::GradMode::is_enabled()) {
         Choice choice{Factor::at_exit};
-        choice.exit = exit;
+        choice.exit = exit_of_many;
         return choice;
       }
     }

@@ -152,11 +152,12 @@ struct Way {
   Start start;
   bool is_linear = false;   // or not at all the numbers themselves
   bool is_turned = false;   // what is divided by is 0 where the output is 1
+  bool is_number = false;   // the pass began with one number
   bool is_reduced = false;  // a sum of many elements, which one of them does not make 0
   at::ScalarType loss_dtype = at::kFloat, narrowest_dtype = at::kFloat;
 
   uint64_t bits() const {
-    return start | is_linear << 3 | is_turned << 4 | is_reduced << 5 |
+    return start | is_linear << 3 | is_turned << 4 | is_reduced << 5 | is_number << 6 |
            static_cast<uint64_t>(loss_dtype) << 8 | static_cast<uint64_t>(narrowest_dtype) << 16;
   }
 };
@@ -218,7 +219,10 @@ class Pass {
     // A pass that begins with one node does not have it among the others.
     for (const Node* node : task.graph_roots_) {
       if (task.nodes_in_graph_.count(const_cast<Node*>(node)) == 0) start_at(*node);
-      open_.push_back({node, any_output, Way{Way::exit}});
+      Way way{Way::exit};
+      way.is_number =
+          node->num_inputs() > 0 && node->input_metadata(0).shape_as_dim_vector().empty();
+      open_.push_back({node, any_output, way});
       walk();
     }
     if (has_bce_) find_elsewhere(task);
@@ -413,6 +417,9 @@ class Pass {
     }
     Consumer& consumer = consumers_[&node];
     consumer.exit = std::max(consumer.exit, found.exit);
+    if (!way.is_number || !way.is_linear) {
+      consumer.exit_of_many = std::max(consumer.exit_of_many, found.exit);
+    }
     consumer.uses.add(uses);
   }
 

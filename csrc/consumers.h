@@ -29,13 +29,14 @@ struct Uses {
   void add(const Uses& other);
 };
 
-// How an output gets to where the backward pass began, if that is more than one number: there the
-// known graph ends.
+// How an output gets to where the backward pass began: there the known graph ends.
 enum class Exit : uint8_t { none, unchanged, linear, turned };
 
 struct Consumer {
   Uses uses;
   Exit exit = Exit::none;
+  // The same without sums that are one number: in a compiled region that is taken for the loss.
+  Exit exit_of_many = Exit::none;
 };
 
 // Of a node that this thread runs in a backward pass.
