@@ -179,6 +179,8 @@ def test_loss_alone(part: list[str]) -> None:
 
         TABLE[name].use(counted, of.x, of.t)
     cases = {name: of for name, of in cases.items() if counts[name] == 1}
+    if not cases:
+        pytest.skip("all have several sigmoids, or one of something else")
     leaves = _leaves(cases)
     compiled = torch.compile(losses, backend="aot_eager", fullgraph=True)
     sum(compiled(leaves, [sigmoid(leaf) for leaf in leaves])).backward()
