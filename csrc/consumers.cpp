@@ -29,14 +29,14 @@ using torch::autograd::Node;
 std::atomic<bool> is_reading{true}, has_failed{false};
 
 // The Python object of an autograd.Function's node; its class is named after the Function. A member
-// of older releases, a function of newer ones.
+// of older releases, which have a function that is not of it as well.
 template <class Function>
-auto object_of(const Function& node, int) -> decltype(node.pyobj()) {
-  return node.pyobj();
+auto object_of(const Function& node, int) -> decltype(node.obj) {
+  return node.obj;
 }
 template <class Function>
 PyObject* object_of(const Function& node, long) {
-  return node.obj;
+  return node.pyobj();
 }
 
 // The struct's name, from "N5torch8autograd9generated12LogBackward0E".
