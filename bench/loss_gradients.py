@@ -10,18 +10,16 @@ the table.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from bench import report
+from bench import record, report
 from bench.wrong_labels import COLOURS, FUSED, HEADS, LOGITS, TORCH
 
 if TYPE_CHECKING:
@@ -132,21 +130,12 @@ def _lost(x: Tensor, error: Tensor, limit: float) -> float | None:
     return x[first].item() if first < len(x) else None
 
 
-def write(rows: Sequence[Row]) -> None:
-    from bench import machine
-
-    document = {**machine.origin(), "rows": [asdict(row) for row in rows]}
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
 # --- The record -----------------------------------------------------------------------------------
 
 
 def read() -> tuple[dict[str, Any], list[Row]]:
     """Where it was measured, and the rows."""
-    document = json.loads(RECORD.read_text(encoding="utf-8"))
-    return document, [Row(**row) for row in document.pop("rows")]
+    return record.read(RECORD, Row)
 
 
 def markdown() -> str:
@@ -220,22 +209,20 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("Gradient of the binary cross-entropy", fontsize=12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No software version in the file: the same record gives the same bytes.
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    record.save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.loss_gradients",
-        description="The gradient of binary cross-entropy by three sigmoids and losses.",
+    chosen = record.parse(
+        *(
+            arguments,
+            "bench.loss_gradients",
+            "The gradient of binary cross-entropy by three sigmoids and losses.",
+        ),
+        *("measure", RECORD),
     )
-    add = parser.add_argument
-    add("--measure", action="store_true", help=f"measure anew and record it in {RECORD.name}")
-    add("--output", type=Path, metavar="PICTURE.png", help="draw the record into this file")
-    chosen = parser.parse_args(arguments)
     if chosen.measure:
-        write(measure())
+        record.write(RECORD, measure())
         print(f"wrote {RECORD}")
     _, rows = read()
     print(table(rows))

@@ -10,20 +10,18 @@ the table.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from bench import report
+from bench import record, report
 
 if TYPE_CHECKING:
     import torch
@@ -218,21 +216,12 @@ def measure(
         torch.set_num_threads(threads)
 
 
-def write(rows: Sequence[Row]) -> None:
-    from bench import machine
-
-    document = {**machine.origin(), "rows": [asdict(row) for row in rows]}
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
 # --- The record -----------------------------------------------------------------------------------
 
 
 def read() -> tuple[dict[str, Any], list[Row]]:
     """Where it was measured, and the rows."""
-    document = json.loads(RECORD.read_text(encoding="utf-8"))
-    return document, [Row(**row) for row in document.pop("rows")]
+    return record.read(RECORD, Row)
 
 
 def by_training(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[str, Row]]:
@@ -350,22 +339,20 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.legend(
         labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # No software version in the file: the same record gives the same bytes.
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    record.save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.wrong_labels",
-        description="Train classifiers with a few wrong labels by three sigmoids and losses.",
+    chosen = record.parse(
+        *(
+            arguments,
+            "bench.wrong_labels",
+            "Train classifiers with a few wrong labels by three sigmoids and losses.",
+        ),
+        *("train", RECORD),
     )
-    add = parser.add_argument
-    add("--measure", action="store_true", help=f"train anew and record it in {RECORD.name}")
-    add("--output", type=Path, metavar="PICTURE.png", help="draw the record into this file")
-    chosen = parser.parse_args(arguments)
     if chosen.measure:
-        write(measure())
+        record.write(RECORD, measure())
         print(f"wrote {RECORD}")
     _, rows = read()
     print(table(rows))

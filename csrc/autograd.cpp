@@ -286,11 +286,6 @@ at::Tensor second_product(const at::Tensor& grad, const Source& from) {
   return narrowed(first_product(widened(grad), widely) * factor, grad);
 }
 
-// How many bits a number of the dtype has for its digits.
-int digits_of(at::ScalarType dtype) {
-  return dtype == at::kBFloat16 ? 8 : dtype == at::kHalf ? 11 : dtype == at::kFloat ? 24 : 53;
-}
-
 // What the gradient of an output is multiplied by. docs/company.md
 enum class Factor : uint8_t {
   derivative,         // sigma'(x)
@@ -320,16 +315,18 @@ Choice choice_for(const consumers::Uses& uses) {
   return {};
 }
 
+// Of what nn.BCELoss divides by: torch's in every dtype.
+constexpr float floor_of_bce = 1e-12f;
+
 // The factor of a second pass, which goes through the node of nn.BCELoss's own gradient: that
 // divides by the square of (y + 1e-12) (1 - y + 1e-12), and its gradient was multiplied by what the
 // loss divides by.
 at::Tensor product_before_second_bce(const at::Tensor& grad, const at::Tensor& value,
                                      const Choice& choice) {
   constexpr double summand = 1e-12;
-  constexpr float floor = 1e-12f;  // torch's in every dtype
   const at::Tensor y = value.to(choice.narrowest_dtype).to(choice.loss_dtype);
   const at::Tensor divisor = (y + summand).square() * (1 - y + summand).square();
-  const at::Tensor multiplied = ((1 - y) * y).clamp_min(floor);
+  const at::Tensor multiplied = ((1 - y) * y).clamp_min(floor_of_bce);
   return narrowed(grad.to(choice.loss_dtype) * (divisor / multiplied), grad);
 }
 
@@ -349,8 +346,9 @@ at::Tensor product_from_value(const at::Tensor& grad, const at::Tensor& value,
                      autograd::sigmoid_backward_from_output(grad, value));
   }
   const at::ScalarType dtype = value.scalar_type();
-  const int digits = digits_of(choice.narrowest_dtype);
-  const bool is_rounded = digits < digits_of(dtype) && digits < digits_of(choice.loss_dtype);
+  const int digits = consumers::digits_of(choice.narrowest_dtype);
+  const bool is_rounded =
+      digits < consumers::digits_of(dtype) && digits < consumers::digits_of(choice.loss_dtype);
   return autograd::sigmoid_backward_before_bce(
       grad, is_rounded ? value.to(choice.narrowest_dtype).to(dtype) : value, choice.loss_dtype);
 }
@@ -791,26 +789,26 @@ class SigmoidNode : public consumers::Asking {
            grad.storage().use_count() == 1 && !grad.requires_grad() &&
            grad.is_non_overlapping_and_dense() && grad.strides() == value.strides() &&
            grad.sizes() == value.sizes() && grad.scalar_type() == value.scalar_type() &&
-           digits_of(choice.narrowest_dtype) >=
-               std::min(digits_of(grad.scalar_type()), digits_of(choice.loss_dtype));
-  }
-
-  // Whether nobody needs the kept derivative after this run of the node.
-  bool drops_derivative() {
-    if (is_pair_ || derivative_.variable.has_hooks() || at::GradMode::is_enabled() ||
-        torch::autograd::get_current_graph_task_keep_graph()) {
-      return false;
-    }
-    // A hook may run the node as well, and in place on a view another node does.
-    return torch::autograd::get_current_node().get() == this && pre_hooks().empty() &&
-           tensor_pre_hooks().empty() && post_hooks().empty();
+           consumers::digits_of(choice.narrowest_dtype) >=
+               std::min(consumers::digits_of(grad.scalar_type()),
+                        consumers::digits_of(choice.loss_dtype));
   }
 
   // Whether the gradient may take the memory of the kept derivative: nothing else holds it, and
   // this node runs no more. One allocation, and one tensor in the cache, less.
   bool takes_derivative(const at::Tensor& grad, const Source& source) {
     const at::Tensor& derivative = source.derivative;
-    if (!derivative.defined() || !grad.defined() || !drops_derivative()) return false;
+    if (is_pair_ || !derivative.defined() || !grad.defined() || derivative_.variable.has_hooks()) {
+      return false;
+    }
+    if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
+      return false;
+    }
+    // A hook may run the node as well, and in place on a view another node does.
+    if (torch::autograd::get_current_node().get() != this || !pre_hooks().empty() ||
+        !tensor_pre_hooks().empty() || !post_hooks().empty()) {
+      return false;
+    }
     constexpr size_t references = 2;  // the saved one and the caller's
     if (derivative.use_count() != references || derivative.storage().use_count() != 1) return false;
     // The result's strides are then the derivative's.
@@ -972,7 +970,7 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
   // What is multiplied by is what the loss divided by, a constant; the derivative is the sigmoid's,
   // also where the floor was the larger. Adding the product less itself gives it that and adds
   // exactly 0.
-  const at::Tensor divisor = at::clamp_min(product.detach(), 1e-12f);
+  const at::Tensor divisor = at::clamp_min(product.detach(), floor_of_bce);
   const at::Tensor result = converted(grad, loss_dtype) * (divisor + (product - product.detach()));
   return converted(result, at::result_type(grad, output));
 }

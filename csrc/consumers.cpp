@@ -181,19 +181,6 @@ struct PlaceHash {
 
 constexpr uint32_t any_output = std::numeric_limits<uint32_t>::max();
 
-double digits_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kBFloat16:
-      return 8;
-    case at::kHalf:
-      return 11;
-    case at::kFloat:
-      return 24;
-    default:
-      return 53;
-  }
-}
-
 // Emptied, without the memory that one large pass made it take.
 template <class Container>
 void empty(Container& container) {
@@ -215,10 +202,8 @@ class Pass {
     has_bce_ = false;
     id = static_cast<int>(task.id_);
     empty(consumers_);
-    for (const Node* node : task.nodes_in_graph_) start_at(*node);
-    // A pass that begins with one node does not have it among the others.
+    for_each_node(task, [&](const Node& node) { start_at(node); });
     for (const Node* node : task.graph_roots_) {
-      if (task.nodes_in_graph_.count(const_cast<Node*>(node)) == 0) start_at(*node);
       Way way{Way::exit};
       way.is_number =
           node->num_inputs() > 0 && node->input_metadata(0).shape_as_dim_vector().empty();
@@ -236,6 +221,15 @@ class Pass {
   }
 
  private:
+  template <class Function>
+  static void for_each_node(const GraphTask& task, const Function& function) {
+    for (const Node* node : task.nodes_in_graph_) function(*node);
+    // A pass that begins with one node does not have it among the others.
+    for (Node* node : task.graph_roots_) {
+      if (task.nodes_in_graph_.count(node) == 0) function(*node);
+    }
+  }
+
   // Follows what a node divides by.
   void start_at(const Node& node) {
     const Operation& of_type = operations_->of_type(node);
@@ -249,7 +243,7 @@ class Pass {
       Way way{Way::division};
       way.is_turned = operation.divides_at_one;
       if (operation.detail == Detail::bce || operation.detail == Detail::second_bce) {
-        has_bce_ = true;
+        has_bce_ = has_bce_ || operation.detail == Detail::bce;
         way.start = operation.detail == Detail::bce ? Way::bce : Way::second_bce;
         way.loss_dtype = way.narrowest_dtype = dtype_of(*edge.function, edge.input_nr);
       }
@@ -364,18 +358,16 @@ class Pass {
       before_bce_.insert({place.node, any_output, Way{Way::bce}});
       before_bce_.insert({place.node, place.output, Way{Way::bce}});
     }
-    const auto look_at = [&](const Node& node) {
-      const bool is_before_bce = is_on_way(node, any_output);
+    for_each_node(task, [&](const Node& node) {
+      if (is_on_way(node, any_output)) return;
       const bool is_bce = operations_->of_type(inner(node)).detail == Detail::bce;
       for (uint32_t input = 0; input < node.num_outputs(); ++input) {
         const auto& edge = node.next_edge(input);
-        if (!edge.is_valid() || is_before_bce || (is_bce && input == 0)) continue;
+        if (!edge.is_valid() || (is_bce && input == 0)) continue;
         if (is_on_way(*edge.function, edge.input_nr)) push(edge, Way{Way::elsewhere});
       }
-    };
-    for (const Node* node : task.nodes_in_graph_) look_at(*node);
+    });
     for (const Node* node : task.graph_roots_) {
-      if (task.nodes_in_graph_.count(const_cast<Node*>(node)) == 0) look_at(*node);
       if (is_on_way(*node, any_output)) {
         open_.push_back({node, any_output, Way{Way::elsewhere}});
       }

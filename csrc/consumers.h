@@ -9,6 +9,11 @@
 
 namespace fused_sigmoid::consumers {
 
+// How many bits a number of a floating-point dtype has for its digits.
+constexpr int digits_of(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? 8 : dtype == at::kHalf ? 11 : dtype == at::kFloat ? 24 : 53;
+}
+
 // What an output went to.
 struct Uses {
   // nn.BCELoss, which got the numbers themselves: it divides by max(y (1 - y), 1e-12).

@@ -264,12 +264,9 @@ std::tuple<at::Tensor, at::Tensor> run_pair(const at::Tensor& input, const at::T
 
 constexpr const char* before_bce = "sigmoid_backward_before_bce";
 
-// The work for a sigmoid and a loss of two dtypes; none where both have to be converted first.
 std::optional<Work> work_before_bce(at::ScalarType dtype, at::ScalarType loss_dtype) {
-  if (dtype == loss_dtype) return Work::backward_before_bce;
-  const bool is_half = dtype == at::kHalf || dtype == at::kBFloat16;
-  if (is_half && loss_dtype == at::kFloat) return Work::backward_before_float32_bce;
-  return std::nullopt;
+  return kernel_before_bce(dtype, loss_dtype, Work::backward_before_bce,
+                           Work::backward_before_float32_bce);
 }
 
 // torch gives an output its new shape before it finds the memory for it. Where there is none, the

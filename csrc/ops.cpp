@@ -94,14 +94,6 @@ at::Tensor backward_on_gpu(const char* name, gpu::Kernel kernel, gpu::Kernel of_
   return results.empty() ? at::Tensor() : results[0];
 }
 
-// For a sigmoid and a loss of two dtypes; none where both have to be converted first.
-std::optional<gpu::Kernel> gpu_kernel_before_bce(at::ScalarType dtype, at::ScalarType loss_dtype) {
-  if (dtype == loss_dtype) return gpu::Kernel::backward_before_bce;
-  const bool is_half = dtype == at::kHalf || dtype == at::kBFloat16;
-  if (is_half && loss_dtype == at::kFloat) return gpu::Kernel::backward_before_float32_bce;
-  return std::nullopt;
-}
-
 using Unary = at::Tensor(const at::Tensor&, std::string_view);
 using UnaryOut = void(const at::Tensor&, at::Tensor);
 using Pair = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&);
@@ -109,9 +101,6 @@ using PairOut = void(const at::Tensor&, at::Tensor, at::Tensor);
 using Binary = at::Tensor(const at::Tensor&, const at::Tensor&);
 using AtExit = at::Tensor(const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
                           int64_t);
-
-constexpr std::array<std::string_view, 5> saved_names = {"auto", "derivative", "input", "output",
-                                                         "above"};
 using BinaryWithDtype = at::Tensor(const at::Tensor&, const at::Tensor&, at::ScalarType);
 
 }  // namespace
@@ -248,7 +237,9 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
                        cpu::sigmoid_backward_before_bce, grad, output, loss_dtype);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  const auto kernel = gpu_kernel_before_bce(output.scalar_type(), loss_dtype);
+  const auto kernel =
+      kernel_before_bce(output.scalar_type(), loss_dtype, gpu::Kernel::backward_before_bce,
+                        gpu::Kernel::backward_before_float32_bce);
   if (kernel.has_value() && gpu::fits(output, grad)) {
     auto results =
         run_on_gpu("fused_sigmoid::sigmoid_backward_before_bce", *kernel, {grad, output});

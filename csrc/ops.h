@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -16,8 +17,22 @@ namespace fused_sigmoid {
 // to those beneath it.
 enum class Saved { automatic, derivative, input, output, above };
 
+// As users write them, but for the last.
+constexpr std::array<const char*, 5> saved_names = {"auto", "derivative", "input", "output",
+                                                    "above"};
+
 // As users write it: "auto" and so on; ValueError for another name. ops.cpp
 Saved saved_named(std::string_view name);
+
+// Of two kernels for the product before nn.BCELoss that for a sigmoid and a loss of two dtypes, the
+// second for a half and a loss in float32; none where both tensors have to be converted first.
+template <class Kernel>
+std::optional<Kernel> kernel_before_bce(at::ScalarType dtype, at::ScalarType loss_dtype,
+                                        Kernel same, Kernel in_float32) {
+  if (dtype == loss_dtype) return same;
+  const bool is_half = dtype == at::kHalf || dtype == at::kBFloat16;
+  return is_half && loss_dtype == at::kFloat ? std::optional(in_float32) : std::nullopt;
+}
 
 // Without autograd, on CPU tensors of any strides and real dtype. cpu.cpp
 namespace cpu {

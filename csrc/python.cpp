@@ -46,7 +46,7 @@ bool has_arguments(const char* name, Py_ssize_t count, Py_ssize_t expected) {
   return false;
 }
 
-constexpr const char* saved_names[] = {"auto", "derivative", "input", "output"};
+using fused_sigmoid::saved_names;
 
 // Sets a Python error and returns false for an unknown name.
 bool parse_saved(PyObject* object, Saved& saved) {

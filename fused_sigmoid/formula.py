@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 HALVES = (torch.float16, torch.bfloat16)
+KERNEL_DTYPES = (torch.float64, torch.float32, *HALVES)
 
 
 def _widened(input: Tensor) -> Tensor:

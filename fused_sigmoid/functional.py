@@ -22,8 +22,6 @@ if torch.__version__.startswith("2.11."):
 else:
     from torch.compiler import is_exporting
 
-KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
 SAVED = ("auto", "derivative", "input", "output")
 
 ACCEPTED = (
@@ -180,7 +178,7 @@ def _check(input: object, name: str) -> None:
 def _has_formula(input: Tensor) -> bool:
     # The jagged layout is strided data inside; mkldnn, quantized and sparse tensors are not. The
     # older nested tensors call themselves strided, and have no sigmoid.
-    if input.dtype not in KERNEL_DTYPES:
+    if input.dtype not in formula.KERNEL_DTYPES:
         return False
     return input.layout == torch.jagged or (input.layout == torch.strided and not input.is_nested)
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from . import _extension as _extension  # defines the operators
 from . import formula
 
-KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
 # Fake kernels: shapes, strides and dtypes are those of ATen's own sigmoid.
 
 
@@ -118,7 +116,7 @@ def cuda_kernels() -> ModuleType:
 
 def _real(input: Tensor) -> Tensor:
     """Bool and integers become the default dtype, as in torch.sigmoid."""
-    if input.dtype in KERNEL_DTYPES:
+    if input.dtype in formula.KERNEL_DTYPES:
         return input
     if input.is_floating_point() or input.is_complex():
         raise NotImplementedError(
@@ -202,7 +200,7 @@ for _name in (
 
 @torch.library.impl("fused_sigmoid::sigmoid_backward_before_bce", "CUDA")
 def _(grad: Tensor, output: Tensor, loss_dtype: torch.dtype) -> Tensor:
-    if loss_dtype not in KERNEL_DTYPES:
+    if loss_dtype not in formula.KERNEL_DTYPES:
         raise NotImplementedError(
             f"sigmoid_backward_before_bce(): the loss has dtype {loss_dtype}; accepted are "
             "float64, float32, float16, bfloat16"
