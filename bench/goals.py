@@ -67,8 +67,10 @@ GOALS = (
     Goal("pair", ("float32",), (16 * MI,), "torch", 6.0),
     Goal("training", ("float32", *HALVES), (64 * KI,), "torch", 1.2),
     Goal("training", ("float64",), (64 * KI,), "torch", 1.0),
+    Goal("bce", EVERY_DTYPE, (64 * KI, MI), "torch", 0.98),
     Goal("forward-fresh", ("float32",), (1,), "torch", LATENCY),
     Goal("training", ("float32",), (1,), "torch", LATENCY),
+    Goal("bce", ("float32",), (1,), "torch", LATENCY),
     Goal("forward", ("float32", *HALVES), (64 * KI, MI), "torch+avx2", 1.2),
     Goal("pair", ("float32", *HALVES), (64 * KI, MI), "torch+avx2", 1.2),
     *_laid_out("channels_last", 1.3),
@@ -95,6 +97,7 @@ LARGE = {"float32": 16 * MI, "bfloat16": 32 * MI, "float16": 32 * MI, "float64":
 GPU_GOALS = (
     _eager_latency("forward-fresh", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
     _eager_latency("training", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
+    _eager_latency("bce", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
     *(
         _on_device(work, (dtype,), (LARGE[dtype], 256 * MI), COPY, 0.95)
         for work in ("forward", "pair", "backward")
@@ -110,6 +113,7 @@ GPU_GOALS = (
         _on_device("training", EVERY_DTYPE, (size,), "torch", 0.98)
         for size in (KI, 64 * KI, MI, 16 * MI, 256 * MI)
     ),
+    _on_device("bce", EVERY_DTYPE, (MI, 16 * MI), "torch", 0.98),
     _on_device("forward-fresh", ("float64",), (LARGE["float64"],), "torch", 0.98),
 )
 

@@ -143,7 +143,7 @@ part build 130 4 bash -c build
 cp fused_sigmoid/_C_torch_*.so "$results/" 2>/dev/null
 part info 30 12 "$python" -m fused_sigmoid info
 
-tests=("$python" -m pytest -q --maxfail=8 -p no:cacheprovider -m gpu tests/test_gpu_launch.py tests/test_gpu_bench.py tests/test_modes.py)
+tests=("$python" -m pytest -q -n 6 --maxfail=30 -p no:cacheprovider -m gpu tests/test_gpu_launch.py tests/test_gpu_bench.py tests/test_modes.py tests/test_company_gpu.py)
 bench=("$python" -m bench --device cuda --no-progress --no-pictures --row-seconds 0.2 --sample-seconds 0.0005)
 if [ -z "$gpu" ]; then
   skip "the rest" "torch sees no CUDA device"
@@ -155,10 +155,10 @@ elif [ "$stage" = first ]; then
   say "$(printf '%-11s rc %-3s at %s s' variants "$code" "$SECONDS")"
   grep -E '^bits|(forward|pair|step.*) +(bfloat16|float32)' "$logs/variants.log" | cut -c1-130
   pack
-  part tests 90 30 "${tests[@]}"
+  part tests 100 40 "${tests[@]}"
   part goals 75 45 "${bench[@]}" --goals --peers torch --dtypes float32 bfloat16 --time-limit 60 --output "$logs/goals"
 else
-  part tests 60 6 "${tests[@]}"
+  part tests 100 6 "${tests[@]}"
   part goals 130 85 "${bench[@]}" --goals --time-limit 105 --output "$logs/goals"
   part check-full 80 8 "$python" -m fused_sigmoid check --full --device cuda --json "$logs/check-full.json"
   part grid 50 4 "${bench[@]}" --peers torch --sizes 1Ki 64Ki 1Mi 4Mi 64Mi --dtypes float32 bfloat16 --time-limit 40 --output "$logs/grid"

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bench import machine
@@ -124,6 +125,9 @@ class TorchCompile(Peer):
         if cell.work == "backward":
             backward = torch.compile(_backward, dynamic=False)
             return lambda buffers: partial(backward, buffers.grad_output, buffers.value)
+        if cell.work == "bce":
+            loss = partial(torch.compile(_loss, dynamic=False), nn.Sigmoid())
+            return lambda buffers: partial(_train_by, loss, buffers.input, buffers.grad_output)
         return _bind_module(torch.compile(nn.Sigmoid(), dynamic=False), cell.work)
 
 
@@ -266,6 +270,9 @@ DEFAULT_PEERS = tuple(
 def _bind_module(module: Callable[[torch.Tensor], torch.Tensor], work: str) -> Bind:
     if work == "training":
         return lambda buffers: partial(_train, module, buffers.input, buffers.grad_output)
+    if work == "bce":
+        loss = partial(_loss, module)
+        return lambda buffers: partial(_train_by, loss, buffers.input, buffers.grad_output)
     return lambda buffers: partial(module, buffers.input)
 
 
@@ -273,6 +280,25 @@ def _train(
     module: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, grad: torch.Tensor
 ) -> torch.Tensor | None:
     module(values).backward(grad)
+    return _taken_gradient(values)
+
+
+def _loss(
+    module: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    return F.binary_cross_entropy(module(values), labels, reduction="sum")
+
+
+def _train_by(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    values: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor | None:
+    loss(values, labels).backward()
+    return _taken_gradient(values)
+
+
+def _taken_gradient(values: torch.Tensor) -> torch.Tensor | None:
     gradient = values.grad
     values.grad = None  # else the next backward would add to it, and the sum be timed
     return gradient

@@ -1,4 +1,4 @@
-"""What is timed: the four works, their buffers in memory, the bytes they move, when a result is
+"""What is timed: the works, their buffers in memory, the bytes they move, when a result is
 right.
 
 Depends on torch only; knows nothing of peers or of clocks.
@@ -26,6 +26,9 @@ RANDOM_BLOCK = 2**20
 # Activations before a sigmoid are mostly within +-10; both tails and the middle are met.
 INPUT_STANDARD_DEVIATION = 3.0
 
+# Before BCELoss: past it nn.Sigmoid's gradient is wrong in the halves.
+LARGEST_LOGIT = 5.0
+
 # A row must not time a wrong function, but must admit y * (1 - y) and approximate exponentials:
 # accuracy is the tests' business. The bound is on the absolute error, in units of the dtype's eps.
 TOLERANCE_IN_EPSILONS = 8
@@ -52,11 +55,13 @@ WORKS = {
         Work("forward-fresh", "forward, fresh output", 2, "reads x, writes the value to a new one"),
         Work("pair", "value and derivative", 3, "reads x, writes value and derivative, both new"),
         Work("training", "forward + backward", 5, "reads x, writes y; reads two, writes x.grad"),
+        Work("bce", "forward + BCELoss + backward", 10, "x and labels to x.grad by nn.BCELoss"),
         Work("backward", "backward alone", 3, "reads two, writes x.grad; no autograd"),
     )
 }
-# What is measured unless it is asked for: a training step shows the backward pass as well.
-DEFAULT_WORKS = tuple(name for name in WORKS if name != "backward")
+# What is measured unless it is asked for: a training step shows the backward pass as well, and what
+# a loss takes is not ours.
+DEFAULT_WORKS = tuple(name for name in WORKS if name not in ("bce", "backward"))
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Buffers:
 
     input: torch.Tensor
     value: torch.Tensor
-    grad_output: torch.Tensor
+    grad_output: torch.Tensor  # of bce the labels
     copy_source: torch.Tensor
     copy_target: torch.Tensor
 
@@ -131,17 +136,22 @@ def make_buffers(
     place: dict[str, Any] = {"dtype": DTYPES[dtype], "device": device}
     values = LAYOUTS[layout].view(_random(LAYOUTS[layout].span * size, place))
     values.mul_(INPUT_STANDARD_DEVIATION)
-    has_gradient = work in ("training", "backward")
+    if work == "bce":
+        values.clamp_(-LARGEST_LOGIT, LARGEST_LOGIT)
+    has_gradient = work in ("training", "bce", "backward")
     given = {"forward": torch.zeros_like, "backward": torch.sigmoid}.get(work)
     nothing = torch.empty(0, **place)
     # copy_ reads and writes each element once; hence half the work's accesses in elements.
     copied = -(-WORKS[work].accesses * size // 2) if copy else 0
+    grad_output = nothing
+    if has_gradient:
+        grad_output = torch.empty_like(values).copy_(_random(size, place).view(values.shape))
+    if work == "bce":
+        grad_output.clamp_(0, 1).round_()
     return Buffers(
         value=given(values) if given else nothing,
-        input=values.requires_grad_(work == "training"),
-        grad_output=torch.empty_like(values).copy_(_random(size, place).view(values.shape))
-        if has_gradient
-        else nothing,
+        input=values.requires_grad_(work in ("training", "bce")),
+        grad_output=grad_output,
         # As random as what is computed with: constant data switches fewer bits.
         copy_source=_random(copied, place),
         copy_target=torch.zeros(copied, **place),
@@ -160,6 +170,8 @@ def wrongness(work: str, buffers: Buffers, result: Any) -> str | None:
     derivative = value * torch.sigmoid(-ends)
     if work == "pair":
         expected = {"value": (result[0], value), "derivative": (result[1], derivative)}
+    elif work == "bce":
+        expected = {"gradient": (result, value - _ends(buffers.grad_output))}
     elif work in ("training", "backward"):
         expected = {"gradient": (result, derivative * _ends(buffers.grad_output))}
     else:
