@@ -43,12 +43,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fused_sigmoid"
 CONSTANTS = "coefficients_of_variants"
 
 MI = 2**20
-STEP_WORKS = ("step", "step with a layer between")
+# A forward pass and its backward pass, with what of the next layer lies between them.
+NOTHING, COPIED, PRODUCT = STEP_WORKS = (
+    "step",
+    "step with a copy between",
+    "step with a product between",
+)
 KERNELS = {"forward": "SIGMOID", "pair": "SIGMOID_WITH_DERIVATIVE", "backward": "BACKWARD"}
 
 LARGE_BYTES = 128 * MI  # of one tensor
 # Of one tensor, of which a step has four; the cache of an H100 has 50 MB.
-STEP_BYTES = (4 * MI, 16 * MI, 24 * MI, 64 * MI)
+STEP_BYTES = (4 * MI, 8 * MI, 12 * MI, 16 * MI, 24 * MI, 32 * MI, 64 * MI)
+LAYER_WIDTH = 1024
 SMALL_SIZES = (2**10, 2**16, 2**20)
 # From here on a single call is long beside what the launch of a graph takes.
 LONG_SIZE = 4 * MI
@@ -73,6 +79,8 @@ EXPONENTIAL = """    if x.dtype != tl.float64:
 STORE = "tl.arange(0, block_size), block, mask=mask"
 FORWARD = """def _sigmoid_block(input, value, mask, block_size: tl.constexpr):
     x = """
+BACKWARD = """is_one: tl.constexpr):
+    x = """
 KEPT_LOAD = """tl.load(
         input + _start(block_size) + tl.arange(0, block_size),
         mask=mask,
@@ -80,6 +88,8 @@ KEPT_LOAD = """tl.load(
     )
     x = x if x.dtype == tl.float64 else x.to(tl.float32)
 """
+
+LAST_LOAD = BACKWARD + KEPT_LOAD.replace("evict_last", "evict_first")
 
 # By name: each passage of the source that is replaced, and by what.
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -98,10 +108,13 @@ SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 # A forward pass whose input the backward pass reads again.
+KEPT = (FORWARD + "_load(input, mask, block_size)\n", FORWARD + KEPT_LOAD)
 STEPS: dict[str, tuple[tuple[str, str], ...]] = {
     "present": (),
-    "forward's load evict-last": (
-        (FORWARD + "_load(input, mask, block_size)\n", FORWARD + KEPT_LOAD),
+    "forward's load evict-last": (KEPT,),
+    "and backward's evict-first": (
+        KEPT,
+        (BACKWARD + "_load(input, mask, block_size)\n", LAST_LOAD),
     ),
 }
 SAME_BITS = ("rounded division", "refined reciprocal")
@@ -304,15 +317,21 @@ def measure(
 
 def measure_step(modules: Modules, work: str, dtype: str, size: int) -> dict[str, Any]:
     """Microseconds of a forward pass with the backward pass after it, which reads the input again
-    and torch's the output; with nothing between them, or a copy of the output as the next layer."""
+    and torch's the output; with nothing between them, or the next layer: a copy of the output, or
+    its product with a matrix and that of a gradient with it."""
     place: dict[str, Any] = {"device": "cuda", "dtype": DTYPES[dtype]}
-    moved = (5 if work == STEP_WORKS[0] else 7) * size * DTYPES[dtype].itemsize
+    moved = {NOTHING: 5, COPIED: 7, PRODUCT: 9}[work] * size * DTYPES[dtype].itemsize
+    matrix = torch.randn(LAYER_WIDTH, LAYER_WIDTH, **place)
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     calls: dict[str, list[Call]] = {"torch": [], **{name: [] for name in STEPS}}
     for _ in range(min(MOST_INPUT_SETS, 1 + 2 * CACHES_FILLED * cache // moved)):
         input, grad = (torch.randn(size, **place) * 3 for _ in range(2))
         value, grad_input, next_input = (torch.empty(size, **place) for _ in range(3))
-        between = [] if work == STEP_WORKS[0] else [_copy(value, next_input)]
+        between = {
+            NOTHING: [],
+            COPIED: [_copy(value, next_input)],
+            PRODUCT: [_product(value, matrix, next_input), _product(next_input, matrix, grad)],
+        }[work]
         torchs = _torch("forward", [input, value]), _torch("backward", [grad, value, grad_input])
         calls["torch"].append(_in_turn(torchs[0], *between, torchs[1]))
         for name in STEPS:
@@ -355,6 +374,11 @@ def _timed(
 
 def _copy(source: torch.Tensor, target: torch.Tensor) -> Call:
     return lambda: target.copy_(source)
+
+
+def _product(source: torch.Tensor, matrix: torch.Tensor, target: torch.Tensor) -> Call:
+    rows, result = source.view(-1, LAYER_WIDTH), target.view(-1, LAYER_WIDTH)
+    return lambda: torch.mm(rows, matrix, out=result)
 
 
 def _copy_kernel(source: torch.Tensor, target: torch.Tensor) -> Call:
@@ -429,16 +453,21 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def steps(modules: Modules) -> Iterator[dict[str, Any]]:
+    for work in STEP_WORKS:
+        # Products of float32 take so long that nothing else shows.
+        for dtype in ("float32", "bfloat16") if work != PRODUCT else ("bfloat16",):
+            for size in STEP_BYTES:
+                yield measure_step(modules, work, dtype, size // DTYPES[dtype].itemsize)
+
+
 def measurements(modules: Modules) -> Iterator[dict[str, Any]]:
     """All of them, the most telling first."""
     for work in KERNELS:
         for dtype in ("bfloat16", "float32", "float64"):
             variants = FLOAT64 if dtype == "float64" else LARGE
             yield measure(modules, work, dtype, LARGE_BYTES // DTYPES[dtype].itemsize, variants)
-    for work in STEP_WORKS:
-        for dtype in ("float32", "bfloat16"):
-            for size in STEP_BYTES:
-                yield measure_step(modules, work, dtype, size // DTYPES[dtype].itemsize)
+    yield from steps(modules)
     for work in ("forward", "backward"):
         for dtype in ("float32", "bfloat16", "float64"):
             for size in SMALL_SIZES:
@@ -460,6 +489,7 @@ def commit() -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Times variants of the GPU kernels.")
     parser.add_argument("--offline", action="store_true", help="compile them all; needs no GPU")
+    parser.add_argument("--steps", action="store_true", help="whole training steps alone")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--seconds", type=float, default=90.0, help="start nothing past these")
     chosen = parser.parse_args(arguments)
@@ -490,7 +520,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in compile_all(modules):
                 print(line)
             return 0
-        for entry in chain(differences(modules), measurements(modules)):
+        found = (
+            steps(modules) if chosen.steps else chain(differences(modules), measurements(modules))
+        )
+        for entry in found:
             keep(entry)
             torch.cuda.empty_cache()
             if time.perf_counter() - start > chosen.seconds:

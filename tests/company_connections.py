@@ -104,22 +104,26 @@ def hard(t: Tensor) -> Tensor:
 
 def weights(like: Tensor) -> Tensor:
     """Of the elements, 1/2 to 5/4, exact in every dtype."""
-    return (torch.arange(like.numel()) % 4 * 0.25 + 0.5).view(like.shape).to(like.dtype)
+    return (
+        (torch.arange(like.numel(), device=like.device) % 4 * 0.25 + 0.5)
+        .view(like.shape)
+        .to(like.dtype)
+    )
 
 
 def matrix(rows: int, columns: int, like: Tensor) -> Tensor:
     """Of a layer; of both signs."""
-    numbers = torch.arange(1, rows * columns + 1, dtype=torch.float64).sin()
+    numbers = torch.arange(1, rows * columns + 1, dtype=torch.float64, device=like.device).sin()
     return numbers.view(rows, columns).to(like.dtype)
 
 
 def _every_third(z: Tensor) -> Tensor:
-    return torch.arange(z.numel()).view(z.shape) % 3 == 0
+    return torch.arange(z.numel(), device=z.device).view(z.shape) % 3 == 0
 
 
 def _order(z: Tensor) -> Tensor:
     """Of the elements, with some twice and some left out."""
-    return (torch.arange(z.numel()) * 7 + 3) % (z.numel() - 1)
+    return (torch.arange(z.numel(), device=z.device) * 7 + 3) % (z.numel() - 1)
 
 
 def _copied(z: Tensor, fill: float) -> Tensor:
@@ -135,21 +139,25 @@ def _assigned(z: Tensor, fill: float) -> Tensor:
 
 
 def _put(z: Tensor, fill: float) -> Tensor:
-    places = torch.arange(z.numel()).flip(0) + 1
+    places = torch.arange(z.numel(), device=z.device).flip(0) + 1
     return z.new_full((z.numel() + 2,), fill).index_put((places,), z)
 
 
 def _put_in_place(z: Tensor, fill: float) -> Tensor:
     buffer = z.new_full((z.numel() + 2,), fill)
-    return buffer.index_put_((torch.arange(z.numel()).flip(0) + 1,), z)
+    return buffer.index_put_((torch.arange(z.numel(), device=z.device).flip(0) + 1,), z)
 
 
 def _scattered(z: Tensor, fill: float) -> Tensor:
-    return z.new_full((z.numel() + 1,), fill).scatter(0, torch.arange(z.numel()).flip(0), z)
+    return z.new_full((z.numel() + 1,), fill).scatter(
+        0, torch.arange(z.numel(), device=z.device).flip(0), z
+    )
 
 
 def _index_copied(z: Tensor, fill: float) -> Tensor:
-    return z.new_full((z.numel() + 1,), fill).index_copy(0, torch.arange(z.numel()).flip(0), z)
+    return z.new_full((z.numel() + 1,), fill).index_copy(
+        0, torch.arange(z.numel(), device=z.device).flip(0), z
+    )
 
 
 def _slice_scattered(z: Tensor, fill: float) -> Tensor:
@@ -161,7 +169,7 @@ def _select_scattered(z: Tensor, fill: float) -> Tensor:
 
 
 def _masked_scattered(z: Tensor, fill: float) -> Tensor:
-    mask = torch.arange(2 * z.numel()) % 2 == 1
+    mask = torch.arange(2 * z.numel(), device=z.device) % 2 == 1
     return z.new_full((2 * z.numel(),), fill).masked_scatter(mask, z)
 
 
@@ -1133,7 +1141,7 @@ DIVIDING: dict[str, Connection] = {
         lambda sigmoid, x, t: (
             F.conv1d(
                 1 - sigmoid(torch.stack([x, x + 0.25, x - 0.25], 1)).unsqueeze(1),
-                torch.tensor([[[0.25, 0.5, 0.25]]], dtype=x.dtype),
+                x.new_tensor([[[0.25, 0.5, 0.25]]]),
             )
             .log()
             .sum()
@@ -1141,7 +1149,7 @@ DIVIDING: dict[str, Connection] = {
         lambda x, t: (
             (
                 both_sides(torch.stack([x, x + 0.25, x - 0.25], 1))[1]
-                @ torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype)
+                @ x.new_tensor([0.25, 0.5, 0.25])
             )
             .log()
             .sum()
@@ -1166,7 +1174,9 @@ DIVIDING: dict[str, Connection] = {
     # As a loss does that corrects for noise in the labels, where there is none.
     "log of classes times a matrix": of_output(
         lambda y, t: F.nll_loss(
-            (_classes(y) @ torch.eye(2, dtype=y.dtype)).log(), (t > 0.5).long(), reduction="sum"
+            (_classes(y) @ torch.eye(2, dtype=y.dtype, device=y.device)).log(),
+            (t > 0.5).long(),
+            reduction="sum",
         ),
         _hard_truth,
     ),
@@ -1288,7 +1298,7 @@ def _rows(z: Tensor) -> Tensor:
 
 def _features(like: Tensor) -> Tensor:
     """What a gate is put to."""
-    return _rows((torch.arange(like.numel()) % 5 * 0.5 - 0.75).to(like.dtype))
+    return _rows((torch.arange(like.numel(), device=like.device) % 5 * 0.5 - 0.75).to(like.dtype))
 
 
 def _gated(sigmoid: Activation, x: Tensor) -> Tensor:
@@ -1323,7 +1333,7 @@ def _gru(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
 
 
 def _squeeze_and_excite(sigmoid: Activation, x: Tensor, t: Tensor) -> Tensor:
-    channels = _features(x).unsqueeze(2) * torch.tensor([0.5, 1.0, -0.75], dtype=x.dtype)
+    channels = _features(x).unsqueeze(2) * x.new_tensor([0.5, 1.0, -0.75])
     scaled = channels * sigmoid(_rows(x)).unsqueeze(2)
     return F.mse_loss(scaled.mean(2) @ matrix(12, 3, x), _rows(t)[:, :3])
 
@@ -1453,10 +1463,14 @@ ORDINARY: dict[str, Connection] = {
         lambda z, t: 1 - F.cosine_similarity(z, t + 0.5, dim=1).mean()
     ),
     "gate, softmax cross entropy": _gate(
-        lambda z, t: F.cross_entropy(z @ matrix(12, 5, z), torch.arange(len(z)) % 5)
+        lambda z, t: F.cross_entropy(
+            z @ matrix(12, 5, z), torch.arange(len(z), device=z.device) % 5
+        )
     ),
     "gate, log_softmax, nll": _gate(
-        lambda z, t: F.nll_loss((z @ matrix(12, 5, z)).log_softmax(1), torch.arange(len(z)) % 5)
+        lambda z, t: F.nll_loss(
+            (z @ matrix(12, 5, z)).log_softmax(1), torch.arange(len(z), device=z.device) % 5
+        )
     ),
     "gate, softmax, log": _gate(lambda z, t: -(z @ matrix(12, 5, z)).softmax(1)[:, 0].log().sum()),
     "gate, BCE with logits": _gate(

@@ -78,7 +78,7 @@ def test_loss_on_the_cpu() -> None:
         with torch.device("cpu"):
             of = case_on_gpu(name, torch.float32)
             found = gradient(TABLE[name], lambda x: sigmoid(x.to(DEVICE)).cpu(), of.x, of.t)
-        verdicts.hear(judge, name, found, of)
+            verdicts.hear(judge, name, found, of)
     verdicts.give()
 
 

@@ -7,6 +7,7 @@ the tests marked gpu run.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import re
@@ -247,6 +248,7 @@ def test_peak_memory_of_a_training_step(dtype: torch.dtype, saved: str, more: in
         grad = torch.ones(size, dtype=dtype, device="cuda")
         module(source * 1).backward(grad)
         source.grad = None
+        gc.collect()  # of other tests' tensors
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
