@@ -104,7 +104,7 @@ def access_past_the_end() -> None:
 
     input, value = (torch.zeros(1000, device="cuda") for _ in range(2))
     launch = kernels.SIGMOID.function[(2,)]
-    launch(input, value, 2024, block_size=1024, **kernels.LAUNCH_OPTIONS)
+    launch(input, value, 2024, block_size=1024, is_kept=False, **kernels.LAUNCH_OPTIONS)
     torch.cuda.synchronize()
 
 

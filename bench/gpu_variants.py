@@ -77,20 +77,6 @@ EXPONENTIAL = """    if x.dtype != tl.float64:
         return power * _reciprocal(1.0 + power)
     shifted = tl.fma("""
 STORE = "tl.arange(0, block_size), block, mask=mask"
-FORWARD = """def _sigmoid_block(input, value, mask, block_size: tl.constexpr):
-    x = """
-BACKWARD = """is_one: tl.constexpr):
-    x = """
-KEPT_LOAD = """tl.load(
-        input + _start(block_size) + tl.arange(0, block_size),
-        mask=mask,
-        eviction_policy="evict_last",
-    )
-    x = x if x.dtype == tl.float64 else x.to(tl.float32)
-"""
-
-LAST_LOAD = BACKWARD + KEPT_LOAD.replace("evict_last", "evict_first")
-
 # By name: each passage of the source that is replaced, and by what.
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "present": (),
@@ -102,21 +88,13 @@ SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "stores .cs": ((STORE, STORE + ', cache_modifier=".cs"'),),
     "loads evict-first": (
         (
-            "tl.load(pointers, mask=mask)",
-            'tl.load(pointers, mask=mask, eviction_policy="evict_first")',
+            "eviction_policy=eviction)",
+            'eviction_policy="evict_first")',
         ),
     ),
 }
-# A forward pass whose input the backward pass reads again.
-KEPT = (FORWARD + "_load(input, mask, block_size)\n", FORWARD + KEPT_LOAD)
-STEPS: dict[str, tuple[tuple[str, str], ...]] = {
-    "present": (),
-    "forward's load evict-last": (KEPT,),
-    "and backward's evict-first": (
-        KEPT,
-        (BACKWARD + "_load(input, mask, block_size)\n", LAST_LOAD),
-    ),
-}
+# The forward pass of a training step, whose input the backward pass reads again.
+STEPS = {"present": "SIGMOID_OF_KEPT", "input not kept in the cache": "SIGMOID"}
 SAME_BITS = ("rounded division", "refined reciprocal")
 
 
@@ -229,15 +207,16 @@ def compile_all(modules: Modules) -> Iterator[str]:
     for (work, attribute), (dtype, short) in (
         (kernel, dtype) for kernel in KERNELS.items() for dtype in TRITON_NAMES.items()
     ):
-        for variant in dict.fromkeys((*LARGE, *SMALL, *FLOAT64, *map(Variant, STEPS))):
+        for variant in dict.fromkeys((*LARGE, *SMALL, *FLOAT64)):
             kernel = getattr(modules[variant.source], attribute)
             pointers = kernel.function.arg_names[: kernel.reads + kernel.writes]
+            constants = {"block_size": variant.block_size, **kernel.constants}
             types_ = dict.fromkeys(pointers, f"*{short}") | {
                 "count": "i64",
-                "block_size": "constexpr",
+                **dict.fromkeys(constants, "constexpr"),
             }
             aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
-            source = ASTSource(kernel.function, types_, {"block_size": variant.block_size}, aligned)
+            source = ASTSource(kernel.function, types_, constants, aligned)
             target = GPUTarget("cuda", 90, 32)
             code = triton.compile(source, target=target, options=variant.options()).asm["sass"]
             lines = sum(line.rstrip().endswith(";") for line in code.splitlines())
@@ -281,7 +260,7 @@ def _pair(module: types.ModuleType, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _bind(kernel: Any, variant: Variant, tensors: Sequence[torch.Tensor]) -> Call:
-    count, options = tensors[-1].numel(), variant.options()
+    count, options = tensors[-1].numel(), variant.options() | kernel.constants
     launch = kernel.function[(triton.cdiv(count, variant.block_size),)]
     return lambda: launch(*tensors, count, block_size=variant.block_size, **options)
 
@@ -334,9 +313,10 @@ def measure_step(modules: Modules, work: str, dtype: str, size: int) -> dict[str
         }[work]
         torchs = _torch("forward", [input, value]), _torch("backward", [grad, value, grad_input])
         calls["torch"].append(_in_turn(torchs[0], *between, torchs[1]))
-        for name in STEPS:
-            forward = _bind(modules[name].SIGMOID, Variant(name), [input, value])
-            backward = _bind(modules[name].BACKWARD, Variant(name), [grad, input, grad_input])
+        for name, kernel in STEPS.items():
+            present = Variant("present")
+            forward = _bind(getattr(modules["present"], kernel), present, [input, value])
+            backward = _bind(modules["present"].BACKWARD, present, [grad, input, grad_input])
             calls[name].append(_in_turn(forward, *between, backward))
     return _timed(work, dtype, size, moved, calls)
 
@@ -514,8 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             new.replace(chosen.json)
 
     with tempfile.TemporaryDirectory() as folder:
-        sources = SOURCES | STEPS
-        modules = {name: load(edits, Path(folder)) for name, edits in sources.items()}
+        modules = {name: load(edits, Path(folder)) for name, edits in SOURCES.items()}
         if chosen.offline:
             for line in compile_all(modules):
                 print(line)

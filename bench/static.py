@@ -108,14 +108,15 @@ def compile_kernel(kernel: Any, dtype: str, capability: int, aligned: bool = Tru
     from fused_sigmoid import triton_kernels
 
     pointers = kernel.function.arg_names[: kernel.reads + kernel.writes]
+    constants = {"block_size": block_size(dtype), **kernel.constants}
     source = ASTSource(
         kernel.function,
         {
             **dict.fromkeys(pointers, f"*{DTYPES[dtype]}"),
             "count": "i64",
-            "block_size": "constexpr",
+            **dict.fromkeys(constants, "constexpr"),
         },
-        {"block_size": block_size(dtype)},
+        constants,
         {(i,): [["tt.divisibility", 16]] for i in range(len(pointers)) if aligned},
     )
     target = GPUTarget("cuda", capability, 32)
@@ -123,13 +124,10 @@ def compile_kernel(kernel: Any, dtype: str, capability: int, aligned: bool = Tru
 
 
 def kernels() -> dict[str, Any]:
-    """By their names, without what all share."""
+    """By their names."""
     from fused_sigmoid import triton_kernels
 
-    return {
-        kernel.function.__name__.removeprefix("_").removesuffix("_kernel"): kernel
-        for kernel in triton_kernels.KERNELS
-    }
+    return {kernel.name: kernel for kernel in triton_kernels.KERNELS}
 
 
 def block_size(dtype: str) -> int:

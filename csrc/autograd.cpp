@@ -566,9 +566,12 @@ class SigmoidNode : public consumers::Asking {
     const auto node = make_node_behind<SigmoidNode>(input);
     node->enclosing_ = enclosing_uses();
     const Keeps keeps = kept_for(saved, input);
-    const bool is_recorded_above = is_transformed() && saved != Saved::output;
-    Results results = compute(input, keeps.derivative, /*in_place=*/false,
-                              is_recorded_above ? Saved::above : saved);
+    if (!is_transformed()) {
+      saved = keeps.input ? Saved::input : saved;
+    } else if (saved != Saved::output) {
+      saved = Saved::above;
+    }
+    Results results = compute(input, keeps.derivative, /*in_place=*/false, saved);
     torch::autograd::set_history(results.value, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
     if (keeps.input) node->input_ = kept_input(input);
@@ -884,7 +887,9 @@ bool is_followed(const at::Tensor& input) { return recorded(input) || has_forwar
 
 at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   if (recorded(input)) return SigmoidNode::apply_to(input, saved);
-  if (!has_forward_gradient(input) && !is_traced(input)) return dispatched::sigmoid(input, saved);
+  if (!has_forward_gradient(input) && !is_traced(input)) {
+    return dispatched::sigmoid(input, is_transformed() ? saved : Saved::automatic);
+  }
   return compute(input, /*with_derivative=*/false, /*in_place=*/false, saved).value;
 }
 

@@ -26,10 +26,12 @@ enum class Kernel {
   // The loss has no gradient that is one number, so that these have none of the kind.
   backward_before_bce,
   backward_before_float32_bce,
+  // Of an input that is kept for the backward pass.
+  sigmoid_of_kept,
 };
-constexpr size_t kernels = 10;
-constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2, 2, 2, 2, 2, 2};
-constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1, 1, 1, 1, 1, 1};
+constexpr size_t kernels = 11;
+constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 1};
+constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 // What is compiled apart: tensors of one dtype on one device, where bit i of `aligned` says that
 // the i-th, operands first, begins at a multiple of 16 bytes.

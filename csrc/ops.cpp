@@ -111,7 +111,8 @@ at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
   if (is_direct(input)) return call_direct("fused_sigmoid::sigmoid", cpu::sigmoid, input);
   at::AutoDispatchBelowADInplaceOrView guard;
   if (gpu::fits(input)) {
-    auto results = run_on_gpu("fused_sigmoid::sigmoid", gpu::Kernel::sigmoid, {input});
+    const auto kernel = saved == Saved::input ? gpu::Kernel::sigmoid_of_kept : gpu::Kernel::sigmoid;
+    auto results = run_on_gpu("fused_sigmoid::sigmoid", kernel, {input});
     if (!results.empty()) return results[0];
   }
   static const auto op = find<Unary>("fused_sigmoid::sigmoid");

@@ -56,7 +56,8 @@ void sigmoid_backward_before_bce_(const at::Tensor& grad, const at::Tensor& outp
 
 // Without autograd, on any device that has kernels. ops.cpp
 namespace dispatched {
-// What is saved matters where the call goes to an autograd beneath, of another transform.
+// What is saved matters where the call goes to an autograd beneath, of another transform, and to
+// the GPU kernel, which asks the cache to hold an input that is kept.
 at::Tensor sigmoid(const at::Tensor& input, Saved saved = Saved::automatic);
 void sigmoid_out(const at::Tensor& input, at::Tensor out);
 std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& input);

@@ -147,7 +147,7 @@ def _write(out: Tensor, value: Tensor, input: Tensor) -> None:
 
 @torch.library.impl("fused_sigmoid::sigmoid", "CUDA")
 def _(input: Tensor, *, saved: str = "auto") -> Tensor:
-    return cuda_kernels().sigmoid(_real(input))
+    return cuda_kernels().sigmoid(_real(input), is_kept=saved == "input")
 
 
 @torch.library.impl("fused_sigmoid::sigmoid_out", "CUDA")

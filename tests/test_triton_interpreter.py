@@ -584,12 +584,14 @@ def test_launches_on_the_device_of_the_tensor(kernels, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: recorder.device)
-    kernels._launch_by_triton(kernels.Kernel(recorder, 1, 0, 0), (_TensorOnSecondDevice(),))
+    kernels._launch_by_triton(
+        kernels.Kernel("none", 0, 1, 0, recorder, {}), (_TensorOnSecondDevice(),)
+    )
     assert recorder.launches == [(1, (1,))]
     assert recorder.device == 0
 
 
 def test_empty_tensors_launch_nothing(kernels):
     recorder = _Recorder()
-    kernels._launch(kernels.Kernel(recorder, 1, 0, 0), (torch.empty(3, 0),))
+    kernels._launch(kernels.Kernel("none", 0, 1, 0, recorder, {}), (torch.empty(3, 0),))
     assert recorder.launches == []

@@ -16,12 +16,8 @@ triton = pytest.importorskip("triton")
 triton_kernels = importlib.import_module("fused_sigmoid.triton_kernels")
 static = importlib.import_module("bench.static")
 
-KERNELS = {kernel.function.__name__: kernel for kernel in triton_kernels.KERNELS}
-OF_ONE = {
-    kernel.of_one.function.__name__: kernel.of_one
-    for kernel in triton_kernels.KERNELS
-    if kernel.of_one
-}
+KERNELS = {kernel.name: kernel for kernel in triton_kernels.KERNELS}
+OF_ONE = {kernel.of_one.name: kernel.of_one for kernel in triton_kernels.KERNELS if kernel.of_one}
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 CAPABILITIES = [80, 90, 100]
 
@@ -38,13 +34,14 @@ class Arithmetic(NamedTuple):
 # n shifted, r twice, six steps of the polynomial and the denominator; n and 1 - t; t. Then one fma
 # for the derivative, whose kernels need no 1 - t unless they give the value too.
 ARITHMETIC = {
-    "_sigmoid_kernel": Arithmetic(fma=10, add=2, div=1),
-    "_sigmoid_with_derivative_kernel": Arithmetic(fma=11, add=2, div=1),
-    "_backward_kernel": Arithmetic(fma=11, add=1, mul=1, div=1),
-    "_backward_from_output_kernel": Arithmetic(add=1, mul=2),
-    "_backward_from_derivative_kernel": Arithmetic(mul=1),
-    "_backward_before_bce_kernel": Arithmetic(add=1, mul=2),
-    "_backward_before_float32_bce_kernel": Arithmetic(add=1, mul=2),
+    "sigmoid": Arithmetic(fma=10, add=2, div=1),
+    "sigmoid_of_kept": Arithmetic(fma=10, add=2, div=1),
+    "sigmoid_with_derivative": Arithmetic(fma=11, add=2, div=1),
+    "backward": Arithmetic(fma=11, add=1, mul=1, div=1),
+    "backward_from_output": Arithmetic(add=1, mul=2),
+    "backward_from_derivative": Arithmetic(mul=1),
+    "backward_before_bce": Arithmetic(add=1, mul=2),
+    "backward_before_float32_bce": Arithmetic(add=1, mul=2),
 }
 # What a quotient by the hardware's reciprocal is made of, in all dtypes but float64.
 QUOTIENT = Arithmetic(fma=2, mul=1)
@@ -63,8 +60,8 @@ def _expected_arithmetic(name, dtype):
         expected = expected._replace(
             fma=expected.fma + QUOTIENT.fma, mul=expected.mul + QUOTIENT.mul, div=0
         )
-    if DTYPES[dtype].itemsize == 2 and name != "_sigmoid_kernel":
-        add = expected.add + (name == "_backward_kernel")
+    if DTYPES[dtype].itemsize == 2 and name not in ("sigmoid", "sigmoid_of_kept"):
+        add = expected.add + (name == "backward")
         expected = expected._replace(fma=expected.fma - 1, mul=expected.mul + 1, add=add)
     return expected
 
@@ -143,11 +140,11 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(
     if dtype != "float64":
         assert not re.search(r"\.f64", ptx)
     expected = _expected_arithmetic(name, dtype)
-    if name == "_backward_from_derivative_kernel" and DTYPES[dtype].itemsize == 2:
+    if name == "backward_from_derivative" and DTYPES[dtype].itemsize == 2:
         # One product of halves, rounded once, is the same in their own type.
         assert re.search(r"(mul|fma)\.rn\.(bf16|f16)", ptx)
         return
-    if name == "_backward_before_bce_kernel" and DTYPES[dtype].itemsize == 2:
+    if name == "backward_before_bce" and DTYPES[dtype].itemsize == 2:
         # What is rounded to a half is computed in one, where the compiler sees that it may be: the
         # divisor's difference and product.
         in_halves = re.findall(r"(?:fma|sub|mul)\.rn\.b?f16(x2)?\s", ptx)
@@ -164,7 +161,7 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(
 def test_halves_are_rounded_to_nearest_even(compiled, name, dtype):
     ptx = compiled(name, dtype, 90)["ptx"]
     conversions = set(re.findall(r"cvt\.(\S+?)\.b?f16(?:x2)?\.f32", ptx))
-    expected = DTYPES[dtype].itemsize == 2 and name != "_backward_from_derivative_kernel"
+    expected = DTYPES[dtype].itemsize == 2 and name != "backward_from_derivative"
     assert conversions == ({"rn"} if expected else set())
 
 
@@ -184,6 +181,15 @@ def test_offsets_have_64_bits(compiled, name):
         uses = re.findall(rf"^.*[ (]{program}\b(?! =).*$", ttir, re.MULTILINE)
         assert uses
         assert all("arith.extsi" in use and "i32 to i64" in use for use in uses)
+
+
+@every_kernel
+@every_capability
+def test_the_cache_is_asked_to_hold_an_input_that_is_kept(compiled, name, capability):
+    ptx = compiled(name, "float32", capability)["ptx"]
+    held = [line for line in _instructions(ptx) if "ld.global" in line and "evict_last" in line]
+    loads = [line for line in _instructions(ptx) if "ld.global" in line]
+    assert held == (loads if name == "sigmoid_of_kept" else [])
 
 
 @every_kernel
@@ -211,7 +217,7 @@ def test_what_is_compiled_apart_is_what_is_keyed_apart(count, offsets):
     function = kernel.function
     read = create_function_from_signature(function.signature, function.params, backend)
     tensors = tuple(torch.zeros(64)[offset:] for offset in offsets)
-    _, specialization, _ = read(*tensors, count, block_size=1024)
+    _, specialization, _ = read(*tensors, count, block_size=1024, **kernel.constants)
     assert specialization[3][0] == "i64"
     assert not specialization[3][1]
     aligned = triton_kernels._key(kernel, tensors)[3]
@@ -229,7 +235,7 @@ def test_machine_code_keeps_everything_in_registers(compiled, name, dtype, capab
     used = static.resources(asm["cubin"])
     assert used["STACK"] == used["LOCAL"] == used["SHARED"] == 0
     # 32 registers leave room for all 64 warps, 40 for 48 of them.
-    in_float32 = name == "_sigmoid_kernel" and dtype != "float64"
+    in_float32 = name == "sigmoid" and dtype != "float64"
     assert used["REG"] <= (32 if in_float32 else 40)
 
 
@@ -273,13 +279,14 @@ def test_machine_code_has_no_float64(compiled, name, dtype, capability):
 # 4.9, 10.1 and 11.0; float64, which has more of a polynomial and two elements to share its
 # addresses, up to 73.
 INSTRUCTIONS = {
-    "_sigmoid_kernel": 23.5,
-    "_sigmoid_with_derivative_kernel": 26.5,
-    "_backward_kernel": 25,
-    "_backward_from_output_kernel": 10.5,
-    "_backward_from_derivative_kernel": 5,
-    "_backward_before_bce_kernel": 10.5,
-    "_backward_before_float32_bce_kernel": 11,
+    "sigmoid": 23.5,
+    "sigmoid_of_kept": 23.5,
+    "sigmoid_with_derivative": 26.5,
+    "backward": 25,
+    "backward_from_output": 10.5,
+    "backward_from_derivative": 5,
+    "backward_before_bce": 10.5,
+    "backward_before_float32_bce": 11,
 }
 
 

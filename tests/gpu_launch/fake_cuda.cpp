@@ -135,6 +135,7 @@ std::vector<std::vector<int64_t>> take_launches() {
 double value(double x) { return 1 / (1 + std::exp(-x)); }
 
 void compute(int64_t kernel, void** parameters) {
+  if (kernel == 10) kernel = 0;  // of an input that is kept
   auto* const* pointers = reinterpret_cast<float* const* const*>(parameters);
   const auto at = [&](int i) { return *pointers[i]; };
   const auto count = *static_cast<int64_t*>(parameters[kernel == 0 ? 2 : 3]);

@@ -65,11 +65,7 @@ class FakeTriton:
         self.calls.append(triton_kernels._key(kernel, tensors))
         time.sleep(self.pause)
         operands = [host(t) for t in tensors[: kernel.reads]]
-        name = (
-            kernel.function.__name__.removeprefix("_")
-            .removesuffix("_kernel")
-            .removesuffix("_of_one")
-        )
+        name = kernel.name.removesuffix("_of_one").removesuffix("_of_kept")
         name = f"sigmoid_{name}" if name.startswith("backward") else name
         loss_dtypes = {
             "sigmoid_backward_before_bce": (tensors[0].dtype,),
@@ -177,6 +173,18 @@ def test_the_dtype_of_the_loss_chooses_the_kernel(triton):
         assert launch[FUNCTION] == handle(number, 6, element_size=dtype.itemsize)
         assert launch[PARAMETERS][:2] == [operand.data_ptr() for operand in operands]
     assert [key[0] for key in triton.calls] == [8, 8, 9, 9]
+
+
+def test_an_input_that_is_kept_has_a_kernel_of_its_own(triton):
+    x = values()
+    kept = {"auto": 10, "input": 10, "output": 0}
+    for saved, number in kept.items():
+        for requires_grad, expected in ((True, number), (False, 0)):
+            leaf = gpu(x.clone()).requires_grad_(requires_grad)
+            for _ in range(2):
+                check(fused_sigmoid.sigmoid(leaf, saved=saved).detach(), torch.sigmoid(x))
+            assert FAKE.take_launches()[-1][FUNCTION] == handle(expected, 5)
+    assert [key[0] for key in triton.calls] == [10, 0]
 
 
 def test_a_gradient_of_one_number(triton):
