@@ -111,7 +111,7 @@ GPU_GOALS = (
     ),
     *(
         _on_device("training", EVERY_DTYPE, (size,), "torch", 0.98)
-        for size in (KI, 64 * KI, MI, 16 * MI, 256 * MI)
+        for size in (KI, 64 * KI, MI, 4 * MI, 16 * MI, 256 * MI)
     ),
     _on_device("bce", EVERY_DTYPE, (MI, 16 * MI), "torch", 0.98),
     _on_device("forward-fresh", ("float64",), (LARGE["float64"],), "torch", 0.98),
