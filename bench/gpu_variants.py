@@ -88,8 +88,8 @@ SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "stores .cs": ((STORE, STORE + ', cache_modifier=".cs"'),),
     "loads evict-first": (
         (
-            "eviction_policy=eviction)",
-            'eviction_policy="evict_first")',
+            "tl.load(pointers, mask=mask))",
+            'tl.load(pointers, mask=mask, eviction_policy="evict_first"))',
         ),
     ),
 }
