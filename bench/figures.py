@@ -66,6 +66,7 @@ WORK_TITLES = {
     "forward-fresh": "forward, fresh output",
     "pair": "value and derivative",
     "training": "forward + backward",
+    "bce": "forward + BCELoss + backward",
 }
 RESOLUTION = 130
 WIDEST_BAR = 0.3
@@ -74,6 +75,7 @@ WIDEST_BAR = 0.3
 RECORDED: dict[str, Callable[[], str]] = {
     "fresh-processes": fresh_processes.markdown,
     "gpu-launches": gpu_tables.launches,
+    "gpu-steps": gpu_tables.steps,
     "gpu-variants": gpu_tables.variants,
     "instructions": instructions.markdown,
     "loss-gradients": loss_gradients.markdown,

@@ -1,5 +1,5 @@
 """Tables of what bench/gpu_report.sh finds beside the rows of a result: the variants of the
-kernels, and what the extension's launch saves. Measures nothing.
+kernels, a training step by them, and what the extension's launch saves. Measures nothing.
 
 Depends on results and report's texts.
 """
@@ -18,22 +18,24 @@ from bench.results import Cell, Row
 FOLDER = Path(__file__).resolve().parent / "results/cuda-h100"
 # What is larger is so large that a tensor's bytes, not its elements, name it.
 LARGEST_SMALL_SIZE = 2**20
+# Of an element.
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def variants() -> str:
     """Time of every variant at each size, in microseconds; works and dtypes are the columns."""
     document = json.loads((FOLDER / "variants.json").read_text(encoding="utf-8"))
-    measured = [entry for entry in document["found"] if "microseconds" in entry]
-    steps = [entry for entry in measured if entry["work"].startswith("step")]
-    works = [entry for entry in measured if entry not in steps]
+    works = [
+        entry
+        for entry in document["found"]
+        if "microseconds" in entry and not entry["work"].startswith("step")
+    ]
     tables = [
         _times(title, chosen, with_size)
         for title, chosen, with_size in (
             ("128 MiB a tensor", [e for e in works if e["size"] > LARGEST_SMALL_SIZE], False),
             ("small tensors", [e for e in works if e["size"] <= LARGEST_SMALL_SIZE], True),
-            ("forward and backward", steps, True),
         )
-        if chosen
     ]
     lines = [
         [
@@ -46,13 +48,35 @@ def variants() -> str:
     ]
     head = ["bits of", "dtype", "numbers", "values that differ", "derivatives that differ"]
     tables.append(_markdown(head, lines, texts=2))
-    commit = (document["commit"] or "none")[:12]
     made = (
-        f"{document['gpu']}, torch {document['torch']}, Triton {document['triton']}; commit "
-        f"{commit}, {document['date']}; `python -m bench.gpu_variants`."
+        f"{_origin(document, 'python -m bench.gpu_variants')}"
         " In microseconds, of replayed graphs; with the elements of a block / its warps."
     )
     return "\n\n".join([*tables, made])
+
+
+def steps() -> str:
+    """Torch's time / ours of a forward and a backward pass, for each variant of the forward."""
+    document = json.loads((FOLDER / "steps.json").read_text(encoding="utf-8"))
+    found = document["found"]
+    names = [name for name in found[0]["microseconds"] if name != "torch"]
+    lines = []
+    for entry in found:
+        times = entry["microseconds"]
+        tensor = entry["size"] * BYTES[entry["dtype"]] // 2**20
+        ratios = [f"{times['torch'] / times[name]:.2f}" for name in names]
+        lines.append([entry["work"], entry["dtype"], f"{tensor} MiB", *ratios])
+    head = ["torch's time / ours", "dtype", "a tensor", *names]
+    table = _markdown(head, lines, texts=2)
+    return f"{table}\n\n{_origin(document, 'python -m bench.gpu_variants --steps')}"
+
+
+def _origin(document: dict[str, Any], command: str) -> str:
+    commit = (document["commit"] or "none")[:12]
+    return (
+        f"{document['gpu']}, torch {document['torch']}, Triton {document['triton']}; commit "
+        f"{commit}, {document['date']}; `{command}`."
+    )
 
 
 def _times(title: str, chosen: list[dict[str, Any]], with_size: bool) -> str:

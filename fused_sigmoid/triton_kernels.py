@@ -206,11 +206,7 @@ def _load_and_keep(pointer, mask, block_size: tl.constexpr):
 def _load_gradient(grad, mask, block_size: tl.constexpr, is_one: tl.constexpr):
     """The block of a gradient, or the one number that all of it is: y.sum() and y.mean() give such,
     expanded, and to lay it out would take a tensor and two passes more."""
-    if is_one:
-        g = _widened(tl.load(grad))
-    else:
-        g = _load(grad, mask, block_size)
-    return g
+    return _widened(tl.load(grad)) if is_one else _load(grad, mask, block_size)
 
 
 @triton.jit
@@ -230,10 +226,7 @@ def _store(pointer, block, mask, block_size: tl.constexpr):
 def _sigmoid_block(input, value, mask, block_size: tl.constexpr, is_kept: tl.constexpr):
     # The backward pass reads an input that is kept again, and finds it in the cache if the next
     # layers leave it there: up to 12 % of a step (docs/gpu.md).
-    if is_kept:
-        x = _load_and_keep(input, mask, block_size)
-    else:
-        x = _load(input, mask, block_size)
+    x = _load_and_keep(input, mask, block_size) if is_kept else _load(input, mask, block_size)
     t = _smaller_of_value_and_complement(x, input.dtype.element_ty)
     _store(value, _value_from_smaller(x, t), mask, block_size)
 
