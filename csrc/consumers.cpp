@@ -212,6 +212,7 @@ class Pass {
     }
     if (has_bce_) find_elsewhere(task);
     empty(seen_);
+    empty(followed_);
     empty(before_bce_);
   }
 
@@ -339,6 +340,12 @@ class Pass {
     const bool is_one_to_one = operation.detail == Detail::function &&
                                operation.role == Role::structural &&
                                node.num_inputs() == edges.size() && output < edges.size();
+    // From every output of another operation the same edges are followed, and thousands of each may
+    // there be.
+    if (!is_one_to_one && node.num_inputs() > 1 &&
+        !followed_.insert({&node, any_output, way}).second) {
+      return;
+    }
     for (size_t i = 0; i < edges.size(); ++i) {
       if (is_one_to_one && i != output) continue;
       if (operation.inputs != all && i >= static_cast<size_t>(operation.inputs)) break;
@@ -418,7 +425,7 @@ class Pass {
   Operations* operations_ = nullptr;
   ska::flat_hash_map<const Node*, Consumer> consumers_;
   bool has_bce_ = false;
-  ska::flat_hash_set<Place, PlaceHash> seen_, before_bce_;
+  ska::flat_hash_set<Place, PlaceHash> seen_, followed_, before_bce_;
   std::vector<Place> open_;
 };
 
