@@ -98,6 +98,13 @@ def bce(y: Tensor, t: Tensor, reduction: str = "sum") -> Tensor:
 # Parts of the connections.
 
 
+def _clamp_hands_on_at_its_bound() -> bool:
+    """As it does up to torch 2.13; an output of 1 has no gradient from it since."""
+    bound = torch.ones(1, requires_grad=True)
+    (grad,) = torch.autograd.grad(bound.clamp(0, 1), bound)
+    return bool(grad)
+
+
 def hard(t: Tensor) -> Tensor:
     return (t > 0.5).to(t.dtype)
 
@@ -464,7 +471,7 @@ BCE |= {
     "BCE, clamp to the unit interval": Connection(
         lambda sigmoid, x, t: bce(sigmoid(x).clamp(0, 1), t),
         lambda x, t: with_logits(x, t),
-        RIGHT,
+        RIGHT if _clamp_hands_on_at_its_bound() else AS_TORCH,
     ),
     "BCE, clamp": Connection(
         lambda sigmoid, x, t: bce(sigmoid(x).clamp(1e-6, 1 - 1e-6), t),
@@ -1413,7 +1420,7 @@ ORDINARY: dict[str, Connection] = {
     "hinge": _loss(lambda y, t: F.relu(1 - (2 * t - 1) * (2 * y - 1)).mean()),
     "soft margin": _loss(lambda y, t: F.soft_margin_loss(y, 2 * hard(t) - 1)),
     "margin ranking": _loss(
-        lambda y, t: F.margin_ranking_loss(y, y.flip(0), 2 * hard(t) - 1, margin=0.5)
+        lambda y, t: F.margin_ranking_loss(y, y.flip(0), 2 * hard(t) - 1, margin=0.3)
     ),
     "dice": _loss(dice),
     "log": _loss(lambda y, t: y.log().sum()),

@@ -770,7 +770,7 @@ def test_the_exact_derivative_before_bce_is_seen(dtype: torch.dtype) -> None:
             judge(name, found, of)
         except Worse:
             seen += 1
-    assert seen > 0.9 * len(names)
+    assert seen > 0.8 * len(names)
 
 
 @pytest.mark.parametrize("wrong", [1.5, 0.5, 1.01, 27_751.0])
