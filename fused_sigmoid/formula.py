@@ -34,8 +34,8 @@ def _derivative(input: Tensor) -> Tensor:
     return t - t * t
 
 
-def sigmoid(input: Tensor) -> Tensor:
-    # One ATen operation: what Inductor fuses and what exported graphs hold.
+def sigmoid(input: Tensor, is_kept: bool = False) -> Tensor:
+    # Whether the input is kept matters to a kernel's cache alone. One ATen operation: what Inductor fuses and what exported graphs hold.
     return torch.sigmoid(input)
 
 
