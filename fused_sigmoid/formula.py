@@ -35,7 +35,8 @@ def _derivative(input: Tensor) -> Tensor:
 
 
 def sigmoid(input: Tensor, is_kept: bool = False) -> Tensor:
-    # Whether the input is kept matters to a kernel's cache alone. One ATen operation: what Inductor fuses and what exported graphs hold.
+    # One ATen operation: what Inductor fuses and what exported graphs hold. Whether the input is
+    # kept matters to a kernel's cache alone.
     return torch.sigmoid(input)
 
 
