@@ -1,6 +1,7 @@
 """Which variant of the GPU kernels is the fastest, and whether it gives the present ones' bits.
 
     python -m bench.gpu_variants [--json FILE] [--seconds S]     on a GPU; needs no built extension
+    python -m bench.gpu_variants --steps [...]                   training steps alone
     python -m bench.gpu_variants --offline                       compiles every variant, on no GPU
 
 A variant is fused_sigmoid/triton_kernels.py, read as text, with one passage replaced: what is timed
