@@ -55,7 +55,10 @@ BROKEN = (
     *("BCE, boolean index", "BCE, masked_select", "Gaussian NLL with variance 1 - y"),
     "ContinuousBernoulli",
 )
-WHOLE = [name for name in TABLE if name not in BROKEN]
+# Compiled by torch 2.11, a hook is a custom Function, which gets nn.Sigmoid's gradient, and the
+# gradient of cumprod is NaN beside a 0.
+LOST = ("BCE, hooks on the output", "survival, cumprod") if torch.__version__ < "2.12" else ()
+WHOLE = [name for name in TABLE if name not in (*BROKEN, *LOST)]
 # That are compiled as one function.
 TOGETHER = 25
 PARTS = [WHOLE[at : at + TOGETHER] for at in range(0, len(WHOLE), TOGETHER)]
