@@ -681,8 +681,9 @@ class SigmoidNode : public consumers::Asking {
 
   // What becomes of a node that is made while a checkpoint, say, computes again what the outputs of
   // a node that is being run came from.
-  static consumers::Uses enclosing_uses() {
-    return consumers::is_in_pass() ? consumers::uses_of_running_node() : consumers::Uses();
+  static std::optional<consumers::Uses> enclosing_uses() {
+    if (!consumers::is_in_pass()) return std::nullopt;
+    return consumers::uses_of_running_node();
   }
 
   // A compiler looks at no versions: what is kept is a copy, which a change of the input in place
@@ -693,16 +694,20 @@ class SigmoidNode : public consumers::Asking {
   }
 
   Choice choose_factor(const at::Tensor& grad) const {
-    auto [uses, exit, exit_of_many] = consumers::consumer_of(*this);
-    if (exit != consumers::Exit::none && !uses.is_bce && !uses.is_second_bce &&
-        !uses.is_complement_divided) {
-      if (!grad.defined() || !is_traced(grad)) {
-        uses = consumers::beyond(enclosing_, exit);
-      } else if (exit_of_many != consumers::Exit::none && !at::GradMode::is_enabled()) {
-        Choice choice{Factor::at_exit};
-        choice.exit = exit_of_many;
-        return choice;
-      }
+    const consumers::Consumer consumer = consumers::consumer_of(*this);
+    const consumers::Uses& uses = consumer.uses;
+    if (consumer.exit == consumers::Exit::none || uses.is_bce || uses.is_second_bce ||
+        uses.is_complement_divided) {
+      return choice_for(uses);
+    }
+    if (!grad.defined() || !is_traced(grad)) {
+      return choice_for(enclosing_.has_value() ? consumers::beyond(*enclosing_, consumer.exit)
+                                               : consumers::beyond_pass(consumer));
+    }
+    if (consumer.exit_of_many != consumers::Exit::none && !at::GradMode::is_enabled()) {
+      Choice choice{Factor::at_exit};
+      choice.exit = consumer.exit_of_many;
+      return choice;
     }
     return choice_for(uses);
   }
@@ -860,7 +865,7 @@ class SigmoidNode : public consumers::Asking {
   }
 
   Kept derivative_, input_, output_;
-  consumers::Uses enclosing_;
+  std::optional<consumers::Uses> enclosing_;
   bool is_pair_ = false;
 };
 

@@ -196,11 +196,13 @@ void empty(Container& container) {
 class Pass {
  public:
   int id = -1;
+  bool is_nested = false;
 
   void read(const GraphTask& task, Operations& operations) {
     operations_ = &operations;
     has_bce_ = false;
     id = static_cast<int>(task.id_);
+    is_nested = task.reentrant_depth_ > 0;
     empty(consumers_);
     for_each_node(task, [&](const Node& node) { start_at(node); });
     for (const Node* node : task.graph_roots_) {
@@ -502,13 +504,23 @@ Consumer consumer_of(const Node& node) {
   const Pass* pass = current_pass();
   if (pass == nullptr) return {unknown_uses};
   const Consumer* found = pass->find(node);
-  return found == nullptr ? Consumer() : *found;
+  Consumer consumer = found == nullptr ? Consumer() : *found;
+  consumer.is_nested = pass->is_nested;
+  return consumer;
 }
 
 Uses uses_of_running_node() {
   // A compiled backward pass that is run by itself, as by compiled autograd.
   const auto node = torch::autograd::get_current_node();
-  return is_in_pass() && node ? consumer_of(*node).uses : unknown_uses;
+  if (!is_in_pass() || !node) return unknown_uses;
+  const Consumer consumer = consumer_of(*node);
+  Uses uses = consumer.uses;
+  uses.add(beyond_pass(consumer));
+  return uses;
+}
+
+Uses beyond_pass(const Consumer& consumer) {
+  return consumer.is_nested && consumer.exit != Exit::none ? unknown_uses : Uses();
 }
 
 Uses beyond(const Uses& uses, Exit exit) {

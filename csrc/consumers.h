@@ -42,6 +42,9 @@ struct Consumer {
   Exit exit = Exit::none;
   // The same without sums that are one number: in a compiled region that is taken for the loss.
   Exit exit_of_many = Exit::none;
+  // Whether the pass runs within a node of another, as that of a checkpoint: where it began, no
+  // loss has to be.
+  bool is_nested = false;
 };
 
 // Of a node that this thread runs in a backward pass.
@@ -53,6 +56,9 @@ Uses uses_of_running_node();
 
 // What a sigmoid's output went to if it left a region, in this way, whose outputs went there.
 Uses beyond(const Uses& uses, Exit exit);
+
+// The same where a pass is the region, and nothing is known of where its outputs went.
+Uses beyond_pass(const Consumer& consumer);
 
 // Whether this thread is in a backward pass.
 bool is_in_pass();

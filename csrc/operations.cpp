@@ -30,6 +30,7 @@ const Table& operations() {
         {"Erfinv", divides_at_one(0)},
         {"Logit", divides_at_one(0)},
         {"SpecialNdtri", divides_at_one(0)},
+        {"Tan", {Role::power, 0, true}},
         {"ForeachAcos", divides_at_one(every)},
         {"ForeachAsin", divides_at_one(every)},
         {"Addcdiv", divides(2, Role::turning, 2)},
@@ -78,7 +79,6 @@ const Table& operations() {
         {"Xlogy2", {Role::linear}},
         {"Exp", {Role::curve}},
         {"Exp2", {Role::curve}},
-        {"Expm1", {Role::curve}},
         // To a number, to the power of a tensor, and a number to the power of a tensor.
         {"Pow", {Role::power, 0, false, 1, Detail::power}},
         {"Pow1", divides(0, Role::power, 1)},
@@ -268,10 +268,21 @@ const Table& operations() {
     // Norms are 0 where all elements are; the others tend to 1 as what they are of does.
     add(Role::reducing, {"LinalgVectorNorm", "Norm", "ForeachNorm"});
     add(Role::curve, {"Logsumexp", "Logaddexp", "Logaddexp2", "Softplus", "Cdist"});
-    // Of numbers on one side of 0 multiples of them, or the numbers but for a period.
-    add(Role::power,
-        {"Celu", "Elu", "Fmod", "Remainder", "Frac", "Copysign", "Abs", "ForeachAbs", "Hardshrink",
-         "LeakyRelu", "PreluKernel", "RreluWithNoise", "RreluWithNoiseFunctional"});
+    // Of numbers on one side of 0 multiples of them, or the numbers but for a period; or 0 where
+    // the numbers are, and no activation that protects what lies behind it.
+    add(Role::power, {"Abs",          "Asinh",
+                      "Celu",         "Copysign",
+                      "Elu",          "Erf",
+                      "Expm1",        "Fmod",
+                      "ForeachAbs",   "ForeachErf",
+                      "ForeachExpm1", "ForeachSin",
+                      "ForeachSinh",  "ForeachTan",
+                      "Frac",         "Hardshrink",
+                      "Hypot",        "LeakyRelu",
+                      "PreluKernel",  "Remainder",
+                      "Renorm",       "RreluWithNoise",
+                      "Sin",          "Sinh",
+                      "Softshrink",   "RreluWithNoiseFunctional"});
     add(Role::turning, {"Addcmul", "Div1", "ForeachAdd", "ForeachAddcmul", "ForeachLerp",
                         "ForeachMul", "ForeachNeg", "ForeachSub", "IndexAdd", "Lerp", "Mul1", "Neg",
                         "NegView", "NllLoss", "NllLoss2D", "Rsub", "Sub"});
@@ -309,6 +320,11 @@ const Table& operations() {
                        "MpsConvolutionTranspose",
                        "Mv",
                        "NnpackSpatialConvolution",
+                       "ScaledDotProductCudnnAttention",
+                       "ScaledDotProductEfficientAttention",
+                       "ScaledDotProductFlashAttention",
+                       "ScaledDotProductFlashAttentionForCpu",
+                       "ScaledDotProductFusedAttentionOverrideable",
                        "SlowConv2D",
                        "SlowConv3D",
                        "SlowConvDilated2D",

@@ -854,6 +854,13 @@ def _of_sides(
     )
 
 
+def _attention_to_itself(z: Tensor) -> Tensor:
+    """Of every element to itself alone, by torch's attention."""
+    rows = z.view(-1, 1, 12, 1).expand(-1, 1, 12, 12)
+    one_hot = (50 * torch.eye(12, dtype=z.dtype, device=z.device)).expand_as(rows)
+    return F.scaled_dot_product_attention(one_hot, one_hot, rows)[..., 0].flatten()
+
+
 def _classes(y: Tensor) -> Tensor:
     return torch.stack([1 - y, y], 1)
 
@@ -1127,6 +1134,19 @@ DIVIDING: dict[str, Connection] = {
     "acosh of 2 - y": _of_sides(
         lambda y: torch.acosh(2 - y),
         lambda s, c: torch.log1p(c + (c * (2 + c)).sqrt()),
+    ),
+    **{
+        f"log of {function.__name__}(1 - y)": _of_sides(
+            lambda y, function=function: (function(1 - y) + 1e-8).log(),
+            lambda s, c, function=function: (function(c) + 1e-8).log(),
+        )
+        for function in (torch.sin, torch.sinh, torch.tan, torch.asinh, torch.erf, torch.expm1)
+    },
+    "tan": _of_sides(
+        lambda y: torch.tan(math.pi / 2 * y), lambda s, c: 1 / torch.tan(math.pi / 2 * c)
+    ),
+    "log of an attention to 1 - y": _of_sides(
+        lambda y: (_attention_to_itself(1 - y) + 1e-8).log(), lambda s, c: (c + 1e-8).log()
     ),
     "rsqrt": _of_sides(lambda y: torch.rsqrt(1 - y), lambda s, c: c.rsqrt()),
     "sqrt": _of_sides(lambda y: torch.sqrt(1 - y), lambda s, c: c.sqrt()),

@@ -290,6 +290,15 @@ def _reentrant(connection: Connection, act: Activation, x: Tensor, t: Tensor) ->
     return gradient(connection, lambda x: checkpoint(act, x, use_reentrant=True), x, t)
 
 
+def _reentrant_in_reentrant(
+    connection: Connection, act: Activation, x: Tensor, t: Tensor
+) -> Tensor:
+    def inner(x: Tensor) -> Tensor:
+        return checkpoint(act, x * 1, use_reentrant=True)
+
+    return gradient(connection, lambda x: checkpoint(inner, x, use_reentrant=True), x, t)
+
+
 def _in_two_passes(connection: Connection, act: Activation, x: Tensor, t: Tensor) -> Tensor:
     """As a pipeline does it: the loss in one stage, the sigmoid in another."""
     leaf = _leaf(x)
@@ -356,6 +365,9 @@ ROUTES = {
     "checkpoint of the model": Route(_checkpointed_model),
     "checkpoint of the loss": Route(_checkpointed_loss(is_reentrant=False)),
     "reentrant checkpoint of the sigmoid": Route(_reentrant, is_bitwise=False, sees_loss=False),
+    "reentrant checkpoint in another": Route(
+        _reentrant_in_reentrant, is_bitwise=False, sees_loss=False
+    ),
     "reentrant checkpoint of the loss": Route(_checkpointed_loss(is_reentrant=True)),
     "a function that hands on": Route(_through_a_function, is_bitwise=False, sees_loss=False),
     "torch.func.grad": Route(_func_grad, is_bitwise=False),

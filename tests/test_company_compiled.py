@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fused_sigmoid import FusedSigmoid, sigmoid, sigmoid_with_derivative
 from tests import oracle
@@ -202,6 +203,25 @@ def test_sigmoid_alone(dtype: torch.dtype, act: str) -> None:
     cases = _cases([name for name in TABLE if TABLE[name].exact_calls is not None], dtype)
     gradients = [gradient(TABLE[name], compiled, of.x, of.t) for name, of in cases.items()]
     _check(cases, gradients, sees_loss=False)
+
+
+@pytest.mark.parametrize("act", ["function", "module", "value of the pair"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sigmoid_alone_in_a_reentrant_checkpoint(dtype: torch.dtype, act: str) -> None:
+    """Within the checkpoint's pass nothing tells of the loss. The numbers are such that torch's
+    sigmoid, by which the compiled function computes without a gradient, rounds to the same side
+    of 1."""
+    x = torch.tensor([-20.0, -2.0, 5.0, 18.0, 30.0], dtype=dtype)
+    compiled = torch.compile(ACTIVATIONS[act], backend="aot_eager")
+    for name in ("BCELoss", "by hand", "log(1 - y)", "mse"):
+        results = []
+        for sigmoid_ in (compiled, torch.sigmoid):
+            leaf = x.clone().requires_grad_()
+            y = checkpoint(sigmoid_, leaf, use_reentrant=True)
+            TABLE[name].use(lambda _, y=y: y, leaf, torch.zeros_like(y)).backward()
+            assert leaf.grad is not None
+            results.append(leaf.grad.double())
+        torch.testing.assert_close(*results, rtol=0.05, atol=1e-6, equal_nan=True)
 
 
 # Models that hand on something else than the output, and losses outside of what is compiled. Each
