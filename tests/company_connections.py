@@ -856,8 +856,8 @@ def _of_sides(
 
 def _attention_to_itself(z: Tensor) -> Tensor:
     """Of every element to itself alone, by torch's attention."""
-    rows = z.view(-1, 1, 12, 1).expand(-1, 1, 12, 12)
-    one_hot = (50 * torch.eye(12, dtype=z.dtype, device=z.device)).expand_as(rows)
+    rows = z.view(-1, 1, 12, 1).expand(-1, 1, 12, 12).contiguous()
+    one_hot = (50 * torch.eye(12, dtype=z.dtype, device=z.device)).expand_as(rows).contiguous()
     return F.scaled_dot_product_attention(one_hot, one_hot, rows)[..., 0].flatten()
 
 
