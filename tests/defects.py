@@ -164,7 +164,7 @@ DEFECTS = (
     ),
     Defect(
         *("no consumer of an output is looked for", "csrc/consumers.cpp"),
-        *("return found == nullptr ? Consumer() : *found;", "return Consumer();"),
+        *("Consumer consumer = found == nullptr ? Consumer() : *found;", "Consumer consumer;"),
         *(COMPANY, FAILED_TEST, True),
     ),
     Defect(
