@@ -320,6 +320,25 @@ def _through_a_function(connection: Connection, act: Activation, x: Tensor, t: T
     return gradient(connection, lambda x: HandsOn.apply(act(x)), x, t)
 
 
+class _GraphInside(torch.autograd.Function):
+    """Records the gradient of its forward pass itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, act: Activation) -> Tensor:
+        with torch.enable_grad():
+            ctx.x = _leaf(x)
+            ctx.y = act(ctx.x)
+        return ctx.y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return torch.autograd.grad(ctx.y, ctx.x, grad)[0], None
+
+
+def _graph_inside(connection: Connection, act: Activation, x: Tensor, t: Tensor) -> Tensor:
+    return gradient(connection, lambda x: _GraphInside.apply(x, act), x, t)
+
+
 def _func_grad(connection: Connection, act: Activation, x: Tensor, t: Tensor) -> Tensor:
     return torch.func.grad(lambda x: connection.use(act, x, t))(x)
 
@@ -370,6 +389,7 @@ ROUTES = {
     ),
     "reentrant checkpoint of the loss": Route(_checkpointed_loss(is_reentrant=True)),
     "a function that hands on": Route(_through_a_function, is_bitwise=False, sees_loss=False),
+    "a graph inside a function": Route(_graph_inside, is_bitwise=False, sees_loss=False),
     "torch.func.grad": Route(_func_grad, is_bitwise=False),
     "torch.func.vjp": Route(_func_vjp, is_bitwise=False),
     "vmap of grad": Route(_vmap_of_grad, is_bitwise=False),
