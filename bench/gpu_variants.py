@@ -36,7 +36,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.static import DTYPES as TRITON_NAMES
+from bench import static
 from bench.timing import no_garbage_collection
 from bench.works import DTYPES
 
@@ -202,27 +202,17 @@ Modules = dict[str, types.ModuleType]
 
 def compile_all(modules: Modules) -> Iterator[str]:
     """What each variant compiles to for compute capability 9.0; needs no GPU."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    for (work, attribute), (dtype, short) in (
-        (kernel, dtype) for kernel in KERNELS.items() for dtype in TRITON_NAMES.items()
-    ):
-        for variant in dict.fromkeys((*LARGE, *SMALL, *FLOAT64)):
-            kernel = getattr(modules[variant.source], attribute)
-            pointers = kernel.function.arg_names[: kernel.reads + kernel.writes]
-            constants = {"block_size": variant.block_size, **kernel.constants}
-            types_ = dict.fromkeys(pointers, f"*{short}") | {
-                "count": "i64",
-                **dict.fromkeys(constants, "constexpr"),
-            }
-            aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
-            source = ASTSource(kernel.function, types_, constants, aligned)
-            target = GPUTarget("cuda", 90, 32)
-            code = triton.compile(source, target=target, options=variant.options()).asm["sass"]
-            lines = sum(line.rstrip().endswith(";") for line in code.splitlines())
-            spills = "LDL" in code or "STL" in code
-            yield f"{work:9} {dtype:9} {variant!s:38} {lines:5} lines, spills: {spills}"
+    for work, attribute in KERNELS.items():
+        for dtype in static.DTYPES:
+            for variant in dict.fromkeys((*LARGE, *SMALL, *FLOAT64)):
+                kernel = getattr(modules[variant.source], attribute)
+                compiled = static.compile_with(
+                    kernel, dtype, 90, variant.block_size, variant.options()
+                )
+                code = compiled.asm["sass"]
+                lines = sum(line.rstrip().endswith(";") for line in code.splitlines())
+                spills = "LDL" in code or "STL" in code
+                yield f"{work:9} {dtype:9} {variant!s:38} {lines:5} lines, spills: {spills}"
 
 
 def differences(modules: Modules) -> Iterator[dict[str, Any]]:

@@ -126,8 +126,7 @@ class TorchCompile(Peer):
             backward = torch.compile(_backward, dynamic=False)
             return lambda buffers: partial(backward, buffers.grad_output, buffers.value)
         if cell.work == "bce":
-            loss = partial(torch.compile(_loss, dynamic=False), nn.Sigmoid())
-            return lambda buffers: partial(_train_by, loss, buffers.input, buffers.grad_output)
+            return _bind_loss(partial(torch.compile(_loss, dynamic=False), nn.Sigmoid()))
         return _bind_module(torch.compile(nn.Sigmoid(), dynamic=False), cell.work)
 
 
@@ -271,9 +270,12 @@ def _bind_module(module: Callable[[torch.Tensor], torch.Tensor], work: str) -> B
     if work == "training":
         return lambda buffers: partial(_train, module, buffers.input, buffers.grad_output)
     if work == "bce":
-        loss = partial(_loss, module)
-        return lambda buffers: partial(_train_by, loss, buffers.input, buffers.grad_output)
+        return _bind_loss(partial(_loss, module))
     return lambda buffers: partial(module, buffers.input)
+
+
+def _bind_loss(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Bind:
+    return lambda buffers: partial(_train_by, loss, buffers.input, buffers.grad_output)
 
 
 def _train(

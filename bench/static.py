@@ -101,14 +101,27 @@ class Code:
 
 def compile_kernel(kernel: Any, dtype: str, capability: int, aligned: bool = True) -> Any:
     """As its launch compiles it, for tensors that begin at multiples of 16 bytes or may not."""
+    from fused_sigmoid import triton_kernels
+
+    options = dict(triton_kernels.LAUNCH_OPTIONS)
+    return compile_with(kernel, dtype, capability, block_size(dtype), options, aligned)
+
+
+def compile_with(
+    kernel: Any,
+    dtype: str,
+    capability: int,
+    block_size: int,
+    options: dict[str, Any],
+    aligned: bool = True,
+) -> Any:
+    """With blocks and options of one's choice; needs the kernel alone."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fused_sigmoid import triton_kernels
-
     pointers = kernel.function.arg_names[: kernel.reads + kernel.writes]
-    constants = {"block_size": block_size(dtype), **kernel.constants}
+    constants = {"block_size": block_size, **kernel.constants}
     source = ASTSource(
         kernel.function,
         {
@@ -119,8 +132,7 @@ def compile_kernel(kernel: Any, dtype: str, capability: int, aligned: bool = Tru
         constants,
         {(i,): [["tt.divisibility", 16]] for i in range(len(pointers)) if aligned},
     )
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options=dict(triton_kernels.LAUNCH_OPTIONS))
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def kernels() -> dict[str, Any]:

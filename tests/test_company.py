@@ -792,17 +792,18 @@ def test_the_truth_of_the_table(name: str) -> None:
 @pytest.mark.parametrize("dtype", EVERY[:3], ids=str)
 def test_the_exact_derivative_before_bce_is_seen(dtype: torch.dtype) -> None:
     names = [name for name in TABLE if name.startswith("BCE") and name != "BCE, clamp"]
-    seen = 0
+    tried = seen = 0
     for name in names:
         of = case(name, dtype)
         if of is None:
             continue
+        tried += 1
         found = gradient(TABLE[name], ExactSigmoid.apply, of.x, of.t)
         try:
             judge(name, found, of)
         except Worse:
             seen += 1
-    assert seen > 0.8 * len(names)
+    assert seen > 0.9 * tried > 0
 
 
 @pytest.mark.parametrize("wrong", [1.5, 0.5, 1.01, 27_751.0])
