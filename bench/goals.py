@@ -115,6 +115,11 @@ GPU_GOALS = (
     ),
     _on_device("bce", EVERY_DTYPE, (MI, 16 * MI), "torch", 0.98),
     _on_device("forward-fresh", ("float64",), (LARGE["float64"],), "torch", 0.98),
+    *(
+        _on_device(work, ("float32", "bfloat16"), (16 * MI,), "torch", 0.98, layout)
+        for work in ("forward", "training")
+        for layout in ("chunk", "slice", "transposed")
+    ),
 )
 
 

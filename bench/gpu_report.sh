@@ -106,14 +106,14 @@ memcheck() {
     echo "an access past the end was NOT seen"
     return 3
   fi
-  "${check[@]}" --sizes 1 1023 1025
+  "${check[@]}" --sizes 1 1023 1025 --columns 33 1000
 }
 
 counters() {
   local wanted=gpu__time_duration.sum,dram__bytes.sum.per_second
   wanted=$wanted,sm__inst_issued.avg.pct_of_peak_sustained_active
   wanted=$wanted,sm__warps_active.avg.pct_of_peak_sustained_active
-  ncu --clock-control none --kernel-name-base function --kernel-name 'regex:^_(sigmoid|backward)' \
+  ncu --clock-control none --kernel-name-base function --kernel-name 'regex:^fused_sigmoid' \
     --launch-count 12 --metrics "$wanted" "$python" - <<'PYTHON'
 import torch
 

@@ -52,6 +52,7 @@ NOTHING, COPIED, PRODUCT = STEP_WORKS = (
 )
 KERNELS = {"forward": "SIGMOID", "pair": "SIGMOID_WITH_DERIVATIVE", "backward": "BACKWARD"}
 
+DENSE = 0  # of the kernels' layouts
 LARGE_BYTES = 128 * MI  # of one tensor
 # Of one tensor, of which a step has four; the cache of an H100 has 50 MB.
 STEP_BYTES = (4 * MI, 8 * MI, 12 * MI, 16 * MI, 24 * MI, 32 * MI, 64 * MI)
@@ -77,7 +78,8 @@ EXPONENTIAL = """    if x.dtype != tl.float64:
         )
         return power * _reciprocal(1.0 + power)
     shifted = tl.fma("""
-STORE = "tl.arange(0, block_size), block, mask=mask"
+STORE = "tl.store(pointers, block, mask=mask"
+LOAD = "            block = tl.load(pointers, mask=mask"
 # By name: each passage of the source that is replaced, and by what.
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "present": (),
@@ -86,13 +88,8 @@ SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     # Wrong bits, for the time alone: what the correction costs, and the whole exponential.
     "no correction": ((CORRECTION, "quotient"),),
     "hardware exponential": (("    shifted = tl.fma(", EXPONENTIAL),),
-    "stores .cs": ((STORE, STORE + ', cache_modifier=".cs"'),),
-    "loads evict-first": (
-        (
-            "tl.load(pointers, mask=mask))",
-            'tl.load(pointers, mask=mask, eviction_policy="evict_first"))',
-        ),
-    ),
+    "stores .cs": ((STORE + ")", STORE + ', cache_modifier=".cs")'),),
+    "loads evict-first": ((LOAD + ")", LOAD + ', eviction_policy="evict_first")'),),
 }
 # The forward pass of a training step, whose input the backward pass reads again.
 STEPS = {"present": "SIGMOID_OF_KEPT", "input not kept in the cache": "SIGMOID"}
@@ -206,8 +203,9 @@ def compile_all(modules: Modules) -> Iterator[str]:
         for dtype in static.DTYPES:
             for variant in dict.fromkeys((*LARGE, *SMALL, *FLOAT64)):
                 kernel = getattr(modules[variant.source], attribute)
+                target = ("cuda", 90, 32)
                 compiled = static.compile_with(
-                    kernel, dtype, 90, variant.block_size, variant.options()
+                    kernel, dtype, target, variant.block_size, variant.options()
                 )
                 code = compiled.asm["sass"]
                 lines = sum(line.rstrip().endswith(";") for line in code.splitlines())
@@ -251,9 +249,12 @@ def _pair(module: types.ModuleType, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _bind(kernel: Any, variant: Variant, tensors: Sequence[torch.Tensor]) -> Call:
-    count, options = tensors[-1].numel(), variant.options() | kernel.constants
-    launch = kernel.function[(triton.cdiv(count, variant.block_size),)]
-    return lambda: launch(*tensors, count, block_size=variant.block_size, **options)
+    count, wide = tensors[-1].numel(), 2 ** len(tensors) - 1
+    function, constants = kernel.compiled_for(DENSE, wide)
+    launch = function[(triton.cdiv(count, variant.block_size),)]
+    options = variant.options() | constants | {"block_size": variant.block_size}
+    first, second, third = (*tensors, None)[:3]
+    return lambda: launch(first, second, third, count, **options)
 
 
 def measure(

@@ -21,6 +21,7 @@ from tabulate import tabulate
 RECORD = Path(__file__).resolve().parent.parent / "docs/figures/static.json"
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
+MOST_TENSORS = 3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 # By the first letters of an instruction's name, the first that fits. What is none of them
@@ -99,40 +100,43 @@ class Code:
         return sum(self.instructions.values())
 
 
-def compile_kernel(kernel: Any, dtype: str, capability: int, aligned: bool = True) -> Any:
-    """As its launch compiles it, for tensors that begin at multiples of 16 bytes or may not."""
+def compile_kernel(
+    kernel: Any, dtype: str, capability: int, layout: int = 0, wide: int | None = None
+) -> Any:
+    """As its launch compiles it for large tensors of a layout, all of them wide unless said."""
     from fused_sigmoid import triton_kernels
 
     options = dict(triton_kernels.LAUNCH_OPTIONS)
-    return compile_with(kernel, dtype, capability, block_size(dtype), options, aligned)
+    target = ("cuda", capability, 32)
+    return compile_with(kernel, dtype, target, block_size(dtype), options, layout, wide)
 
 
 def compile_with(
     kernel: Any,
     dtype: str,
-    capability: int,
+    target: tuple[str, int | str, int],
     block_size: int,
     options: dict[str, Any],
-    aligned: bool = True,
+    layout: int = 0,
+    wide: int | None = None,
 ) -> Any:
-    """With blocks and options of one's choice; needs the kernel alone."""
+    """For a backend, its architecture and its threads in a warp, with blocks and options of one's
+    choice; needs the kernel alone."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    pointers = kernel.function.arg_names[: kernel.reads + kernel.writes]
-    constants = {"block_size": block_size, **kernel.constants}
-    source = ASTSource(
-        kernel.function,
-        {
-            **dict.fromkeys(pointers, f"*{DTYPES[dtype]}"),
-            "count": "i64",
-            **dict.fromkeys(constants, "constexpr"),
-        },
-        constants,
-        {(i,): [["tt.divisibility", 16]] for i in range(len(pointers)) if aligned},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    tensors = kernel.reads + kernel.writes
+    function, constants = kernel.compiled_for(layout, 2**tensors - 1 if wide is None else wide)
+    constants = constants | {"block_size": block_size}
+    signature = dict.fromkeys(function.arg_names, "i64")
+    for i, name in enumerate(function.arg_names[:MOST_TENSORS]):
+        signature[name] = f"*{DTYPES[dtype]}"
+        if i >= tensors:
+            constants[name] = None
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(function, signature, constants)
+    return triton.compile(source, target=GPUTarget(*target), options=options)
 
 
 def kernels() -> dict[str, Any]:
@@ -143,11 +147,12 @@ def kernels() -> dict[str, Any]:
 
 
 def block_size(dtype: str) -> int:
+    """Of large tensors."""
     import torch
 
     from fused_sigmoid import triton_kernels
 
-    return triton_kernels.BLOCK_SIZES[getattr(torch, dtype)]
+    return triton_kernels.BLOCKS[getattr(torch, dtype)][-1].size
 
 
 def elements(dtype: str) -> int:

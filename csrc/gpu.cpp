@@ -56,17 +56,17 @@ const Driver* driver() {
 // Behind the pointers and the count a kernel has Triton's own parameters, pointers to memory that
 // these kernels do not use: 2 in Triton 3.6 to 3.9.
 constexpr size_t most_unused = 4;
-constexpr size_t most_tensors = 3;
 
 struct Added {
   Launch launch;
   void* context;
+  const Added* before;  // for the same key
 };
 
 constexpr size_t dtypes = 4;
 constexpr size_t devices = 64;
-constexpr size_t alignments = size_t{1} << most_tensors;
-constexpr size_t keys = kernels * dtypes * alignments;
+constexpr size_t widths = size_t{1} << most_tensors;
+constexpr size_t keys = kernels * layouts * dtypes * widths;
 
 // Read without a lock. What was added is never freed, as a launch may be using it.
 std::array<std::array<std::atomic<const Added*>, keys>, devices> added{};
@@ -87,8 +87,9 @@ size_t index_of(at::ScalarType dtype) {
 }
 
 std::atomic<const Added*>& slot(const Key& key) {
-  const size_t kernel = static_cast<size_t>(key.kernel);
-  return added[key.device][(kernel * dtypes + index_of(key.dtype)) * alignments + key.aligned];
+  const size_t kernel = static_cast<size_t>(key.kernel), layout = static_cast<size_t>(key.layout);
+  const size_t dtype = index_of(key.dtype);
+  return added[key.device][((kernel * layouts + layout) * dtypes + dtype) * widths + key.wide];
 }
 
 bool is_device(c10::DeviceIndex device) {
@@ -111,6 +112,15 @@ std::string unexpected_parameters(const Driver& driver, void* function, size_t p
   return "there are more than " + std::to_string(passed + most_unused);
 }
 
+// Null where there is none for calls of so many elements.
+const Added* find(const Key& key, int64_t count) {
+  const Added* found = slot(key).load(std::memory_order_acquire);
+  while (found != nullptr && (count < found->launch.fewest || count > found->launch.most)) {
+    found = found->before;
+  }
+  return found;
+}
+
 bool is_hooked(const Launch& launch) {
   for (const ssize_t* count : launch.hook_counts) {
     if (__atomic_load_n(count, __ATOMIC_RELAXED) != 0) return true;
@@ -126,16 +136,111 @@ void check(const Driver& driver, int error) {
               text == nullptr ? std::to_string(error) : text);
 }
 
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+constexpr int64_t wide_bytes = 16;
+
+bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % wide_bytes == 0;
+}
 
 bool same_layout(const at::Tensor& a, const at::Tensor& b) {
   return a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous());
 }
 
+// A dimension of several tensors of one shape.
+struct Dimension {
+  int64_t size;
+  std::array<int64_t, most_tensors> strides;
+};
+using Dimensions = c10::SmallVector<Dimension, 6>;
+
+// Those of more than one element, in the order in which they lie in the memory of the i-th tensor,
+// the outermost first.
+Dimensions ordered_dimensions(at::ArrayRef<at::Tensor> tensors, size_t i) {
+  Dimensions found;
+  for (int64_t dim = 0; dim < tensors[0].dim(); ++dim) {
+    if (tensors[0].size(dim) == 1) continue;
+    Dimension next{tensors[0].size(dim), {}};
+    for (size_t j = 0; j < tensors.size(); ++j) next.strides[j] = tensors[j].stride(dim);
+    found.push_back(next);
+  }
+  std::stable_sort(found.begin(), found.end(), [i](const Dimension& a, const Dimension& b) {
+    return a.strides[i] > b.strides[i];
+  });
+  return found;
+}
+
+// Of ordered dimensions, those joined that are one in every tensor.
+Dimensions joined(const Dimensions& dims, size_t tensors) {
+  Dimensions found;
+  for (const Dimension& inner : dims) {
+    const auto continues = [&](const Dimension& outer) {
+      for (size_t i = 0; i < tensors; ++i) {
+        if (outer.strides[i] != inner.size * inner.strides[i]) return false;
+      }
+      return true;
+    };
+    if (found.empty() || !continues(found.back())) {
+      found.push_back(inner);
+    } else {
+      found.back() = {found.back().size * inner.size, inner.strides};
+    }
+  }
+  return found;
+}
+
+// Whether each of the dimensions, ordered by the i-th tensor's memory, is past those within it.
+bool is_apart(const Dimensions& dims, size_t i) {
+  int64_t extent = 1;
+  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
+    if (dim->strides[i] < extent) return false;
+    extent += (dim->size - 1) * dim->strides[i];
+  }
+  return true;
+}
+
+bool is_expanded_number(const at::Tensor& tensor) {
+  return tensor.numel() > 1 && std::all_of(tensor.strides().begin(), tensor.strides().end(),
+                                           [](int64_t stride) { return stride == 0; });
+}
+
+// One row without an end, longer than any count of elements that is divided into rows.
+constexpr int64_t endless = int64_t{1} << 31;
+
+// Fills in rows' strides and what can be read wide; false if the tensors do not lie in rows.
+bool fill_in_rows(Call& call, at::ArrayRef<at::Tensor> tensors, size_t operands) {
+  const int64_t count = tensors.back().numel();
+  if (count >= endless) return false;
+  for (size_t i = operands; i < tensors.size(); ++i) {
+    if (!is_apart(ordered_dimensions(tensors, i), i)) return false;
+  }
+  const Dimensions dims = joined(ordered_dimensions(tensors, tensors.size() - 1), tensors.size());
+  if (dims.size() > 2) return false;
+  const bool is_one_row = dims.size() < 2;
+  const Dimension inner = dims.empty() ? Dimension{1, {}} : dims.back();
+  const Dimension outer = is_one_row ? Dimension{1, {}} : dims.front();
+  const int64_t columns = is_one_row ? endless : inner.size;
+  const int64_t bytes = static_cast<int64_t>(tensors[0].element_size());
+  call.layout = Layout::rows;
+  call.numbers = {count, columns};
+  for (size_t i = 0; i < most_tensors; ++i) {
+    const int64_t row = outer.strides[i], column = inner.strides[i];
+    call.numbers.push_back(row);
+    call.numbers.push_back(column);
+    const bool is_wide = column == 1 && row * bytes % wide_bytes == 0 &&
+                         columns * bytes % wide_bytes == 0 && is_aligned(call.pointers[i]);
+    if (i < tensors.size()) call.wide |= static_cast<unsigned>(is_wide) << i;
+  }
+  return true;
+}
+
 // With the strides that torch.sigmoid gives its result. A contiguous tensor may have any stride
 // where it has one element; the result has the usual.
 at::Tensor empty_result(const at::Tensor& operand) {
-  if (operand.is_contiguous()) return at::empty(operand.sizes(), operand.options());
+  for (const auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast}) {
+    if (operand.is_contiguous(format)) {
+      return at::empty(operand.sizes(), operand.options(), format);
+    }
+  }
   return at::empty_like(operand, at::MemoryFormat::Preserve);
 }
 
@@ -151,20 +256,50 @@ bool is_left_to_triton() {
   return choice == "triton";
 }
 
+std::optional<Call> call_of(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
+  const size_t reads = operands[static_cast<size_t>(kernel)];
+  Call call{Layout::dense, 0, {}, {tensors.back().numel()}};
+  // Results first: asking for memory to write to moves a tensor that shares its memory lazily.
+  for (size_t i = tensors.size(); i-- > 0;) {
+    call.pointers[i] = i < reads ? tensors[i].const_data_ptr() : tensors[i].mutable_data_ptr();
+  }
+  const at::Tensor& last = tensors.back();
+  const bool is_one = reads == 2 && is_expanded_number(tensors[0]);
+  const bool is_dense =
+      last.is_non_overlapping_and_dense() &&
+      std::all_of(tensors.begin() + is_one, tensors.end(),
+                  [&](const at::Tensor& each) { return same_layout(each, last); });
+  if (is_dense) {
+    call.layout = is_one ? Layout::of_one : Layout::dense;
+    for (size_t i = is_one; i < tensors.size(); ++i) {
+      call.wide |= static_cast<unsigned>(is_aligned(call.pointers[i])) << i;
+    }
+  } else if (!fill_in_rows(call, tensors, reads)) {
+    return std::nullopt;
+  }
+  // A thread has the elements that it reads and writes at a time: were those of the operands not
+  // those of the results, they would have to be exchanged.
+  const unsigned all = (1u << tensors.size()) - 1, of_results = all & ~((1u << reads) - 1);
+  if ((call.wide & of_results) != of_results) call.wide = 0;
+  return call;
+}
+
 std::string add(const Key& key, Launch launch) {
   if (is_left_to_triton()) return "FUSED_SIGMOID_LAUNCH=triton";
   if (!is_device(key.device)) return "device " + std::to_string(key.device) + " is past the 64th";
   const Driver* cuda = driver();
   if (cuda == nullptr) return "there is no CUDA driver, or one older than CUDA 12.4";
   const size_t kernel = static_cast<size_t>(key.kernel);
-  const std::string unexpected =
-      unexpected_parameters(*cuda, launch.function, operands[kernel] + results[kernel] + 1);
+  const std::string unexpected = unexpected_parameters(
+      *cuda, launch.function, operands[kernel] + results[kernel] + numbers_in(key.layout));
   if (!unexpected.empty()) {
     return "the compiled kernel has other parameters than expected: " + unexpected;
   }
   void* context = nullptr;
   if (cuda->get_context(&context) != success || context == nullptr) return "no current context";
-  slot(key).store(new Added{std::move(launch), context}, std::memory_order_release);
+  std::atomic<const Added*>& place = slot(key);
+  const Added* before = place.load(std::memory_order_acquire);
+  place.store(new Added{std::move(launch), context, before}, std::memory_order_release);
   added_to_device[key.device].store(true, std::memory_order_release);
   return "";
 }
@@ -172,27 +307,22 @@ std::string add(const Key& key, Launch launch) {
 bool launch(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
   const c10::Device device = tensors[0].device();
   if (!is_device(device.index())) return false;
-  std::array<const void*, most_tensors> pointers;
-  unsigned aligned = 0;
-  // Results first: asking for memory to write to moves a tensor that shares its memory lazily.
-  for (size_t i = tensors.size(); i-- > 0;) {
-    const bool is_operand = i < operands[static_cast<size_t>(kernel)];
-    pointers[i] = is_operand ? tensors[i].const_data_ptr() : tensors[i].mutable_data_ptr();
-    aligned |= static_cast<unsigned>(is_aligned(pointers[i])) << i;
-  }
-  const Added* found = slot({kernel, device.index(), tensors[0].scalar_type(), aligned})
-                           .load(std::memory_order_acquire);
+  std::optional<Call> call = call_of(kernel, tensors);
+  if (!call.has_value()) return false;
+  const int64_t count = call->numbers[0];
+  const Added* found =
+      find({kernel, call->layout, device.index(), tensors[0].scalar_type(), call->wide}, count);
   if (found == nullptr || is_hooked(found->launch)) return false;
-  int64_t count = tensors.back().numel();
   const int64_t blocks = (count + found->launch.block_size - 1) / found->launch.block_size;
   if (blocks > std::numeric_limits<int32_t>::max()) return false;
 
   // As many as a kernel may have; the driver reads those that it has.
   const void* no_memory = nullptr;
-  std::array<void*, most_tensors + 1 + most_unused> parameters;
+  std::array<void*, most_tensors + numbers_in(Layout::rows) + most_unused> parameters;
   parameters.fill(&no_memory);
-  for (size_t i = 0; i < tensors.size(); ++i) parameters[i] = &pointers[i];
-  parameters[tensors.size()] = &count;
+  size_t filled = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) parameters[filled++] = &call->pointers[i];
+  for (int64_t& number : call->numbers) parameters[filled++] = &number;
 
   const Driver& cuda = *driver();
   const c10::DeviceGuard guard(device);
@@ -217,23 +347,15 @@ void forget() {
 
 uint64_t launches() { return launch_count.load(std::memory_order_relaxed); }
 
-bool fits(const at::Tensor& tensor) {
-  return tensor.is_cuda() && is_device(tensor.get_device()) &&
-         added_to_device[tensor.get_device()].load(std::memory_order_acquire) && is_plain(tensor) &&
-         has_kernel_dtype(tensor) && tensor.is_non_overlapping_and_dense() && tensor.numel() > 0;
-}
-
-bool fits(const at::Tensor& tensor, const at::Tensor& other) {
-  return fits(tensor) && is_plain(other) && tensor.scalar_type() == other.scalar_type() &&
-         tensor.device() == other.device() && tensor.sizes() == other.sizes() &&
-         same_layout(tensor, other);
-}
-
-bool fits_of_one(const at::Tensor& grad, const at::Tensor& tensor) {
-  const auto is_zero = [](int64_t stride) { return stride == 0; };
-  return grad.numel() > 1 && std::all_of(grad.strides().begin(), grad.strides().end(), is_zero) &&
-         fits(tensor) && is_plain(grad) && grad.scalar_type() == tensor.scalar_type() &&
-         grad.device() == tensor.device() && grad.sizes() == tensor.sizes();
+bool fits(at::ArrayRef<at::Tensor> tensors) {
+  const at::Tensor& first = tensors[0];
+  return first.is_cuda() && is_device(first.get_device()) &&
+         added_to_device[first.get_device()].load(std::memory_order_acquire) &&
+         has_kernel_dtype(first) && first.numel() > 0 &&
+         std::all_of(tensors.begin(), tensors.end(), [&](const at::Tensor& each) {
+           return is_plain(each) && each.scalar_type() == first.scalar_type() &&
+                  each.device() == first.device() && each.sizes() == first.sizes();
+         });
 }
 
 c10::SmallVector<at::Tensor, 3> run(Kernel kernel, at::ArrayRef<at::Tensor> operands) {

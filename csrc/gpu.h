@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,37 +20,67 @@ enum class Kernel {
   backward,
   backward_from_output,
   backward_from_derivative,
-  // These three where one number is the whole gradient.
-  backward_of_one,
-  backward_from_output_of_one,
-  backward_from_derivative_of_one,
-  // The loss has no gradient that is one number, so that these have none of the kind.
   backward_before_bce,
   backward_before_float32_bce,
   // Of an input that is kept for the backward pass.
   sigmoid_of_kept,
 };
-constexpr size_t kernels = 11;
-constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 1};
-constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+constexpr size_t kernels = 8;
+constexpr std::array<size_t, kernels> operands = {1, 1, 2, 2, 2, 2, 2, 1};
+constexpr std::array<size_t, kernels> results = {1, 2, 1, 1, 1, 1, 1, 1};
+constexpr size_t most_tensors = 3;
 
-// What is compiled apart: tensors of one dtype on one device, where bit i of `aligned` says that
-// the i-th, operands first, begins at a multiple of 16 bytes.
+// How the tensors of a call lie beside one another, by their numbers in triton_kernels.py.
+enum class Layout {
+  // Without gaps, all in one order.
+  dense,
+  // Likewise, but for a gradient that is one number, expanded, as y.sum() gives it.
+  of_one,
+  // Of two dimensions at the most, once those are joined that lie within one another in all of
+  // them, each tensor with strides of its own; of less than 2^31 elements.
+  rows,
+};
+constexpr size_t layouts = 3;
+
+// What is compiled apart. Bit i of `wide` says that the i-th tensor, operands first, can be read or
+// written 16 bytes at a time.
 struct Key {
   Kernel kernel;
+  Layout layout;
   c10::DeviceIndex device;
   at::ScalarType dtype;
-  unsigned aligned;
+  unsigned wide;
 };
 
-// A CUfunction and its grid: `threads` for every `block_size` elements. Python's hooks see every
-// launch, so there is none from here while one of their `hook_counts` is not 0.
+// A CUfunction and its grid: `threads` for every `block_size` elements, in calls over `fewest` to
+// `most` of them. Python's hooks see every launch, so there is none from here while one of their
+// `hook_counts` is not 0.
 struct Launch {
   void* function;
   int64_t block_size;
+  int64_t fewest;
+  int64_t most;
   unsigned threads;
   std::vector<const ssize_t*> hook_counts;
 };
+
+// The tensors of a call as a kernel gets them: the memory of each, the count of elements and, in
+// rows, the columns and each tensor's strides from row to row and from column to column.
+struct Call {
+  Layout layout;
+  unsigned wide;
+  std::array<const void*, most_tensors> pointers;
+  c10::SmallVector<int64_t, 2 + 2 * most_tensors> numbers;
+};
+
+// Of a kernel's operands and results, of one shape, dtype and device and at least one element. None
+// if they lie in no layout, or a result overlaps itself.
+std::optional<Call> call_of(Kernel kernel, at::ArrayRef<at::Tensor> tensors);
+
+// How many numbers a kernel gets in a layout.
+constexpr size_t numbers_in(Layout layout) {
+  return layout == Layout::rows ? 2 + 2 * most_tensors : 1;
+}
 
 // Reads the environment variable FUSED_SIGMOID_LAUNCH; throws std::invalid_argument if it is
 // neither extension nor triton.
@@ -59,9 +90,8 @@ bool is_left_to_triton();
 // current and the kernel's module loaded.
 std::string add(const Key& key, Launch launch);
 
-// Runs a kernel over its operands and results, which have one dtype, device and dense layout and at
-// least one element (a gradient of one number: that alone), on the device's current stream. Returns
-// false, having done nothing, where no launch was added for them.
+// Runs a kernel over its operands and results, as `call_of` takes them, on the device's current
+// stream. Returns false, having done nothing, where no launch was added for them.
 bool launch(Kernel kernel, at::ArrayRef<at::Tensor> tensors);
 
 // Drops what was added; a launch that is under way in another thread ends as it began.
@@ -70,15 +100,12 @@ void forget();
 // How many there were in this process.
 uint64_t launches();
 
-// Whether the tensors have one dtype, shape and dense layout on a CUDA device that has a launch,
-// and are plain: what `run` takes.
-bool fits(const at::Tensor& tensor);
-bool fits(const at::Tensor& tensor, const at::Tensor& other);
+// Whether the tensors have one dtype and shape on a CUDA device that has a launch, and are plain:
+// what `run` takes.
+bool fits(at::ArrayRef<at::Tensor> tensors);
 
-// Whether the gradient is one number expanded to a tensor that fits, as y.sum() gives it.
-bool fits_of_one(const at::Tensor& grad, const at::Tensor& tensor);
-
-// The results of a kernel; none where no launch was added for such tensors.
+// The results of a kernel, laid out as the last operand; none where no launch was added for such
+// tensors.
 c10::SmallVector<at::Tensor, 3> run(Kernel kernel, at::ArrayRef<at::Tensor> operands);
 
 }  // namespace fused_sigmoid::gpu

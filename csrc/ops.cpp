@@ -82,15 +82,15 @@ bool write_on_gpu(const char* name, gpu::Kernel kernel, at::ArrayRef<at::Tensor>
 
 // Whether a kernel may write to `out` while it reads `input`, element by element.
 bool may_write(const at::Tensor& input, const at::Tensor& out) {
-  return !input.is_alias_of(out) || input.const_data_ptr() == out.const_data_ptr();
+  return !input.is_alias_of(out) ||
+         (input.const_data_ptr() == out.const_data_ptr() && input.strides() == out.strides());
 }
 
 // A backward kernel over a gradient and what was kept.
-at::Tensor backward_on_gpu(const char* name, gpu::Kernel kernel, gpu::Kernel of_one,
-                           const at::Tensor& grad, const at::Tensor& kept) {
-  const bool is_one = gpu::fits_of_one(grad, kept);
-  if (!is_one && !gpu::fits(kept, grad)) return {};
-  auto results = run_on_gpu(name, is_one ? of_one : kernel, {grad, kept});
+at::Tensor backward_on_gpu(const char* name, gpu::Kernel kernel, const at::Tensor& grad,
+                           const at::Tensor& kept) {
+  if (!gpu::fits({grad, kept})) return {};
+  auto results = run_on_gpu(name, kernel, {grad, kept});
   return results.empty() ? at::Tensor() : results[0];
 }
 
@@ -124,7 +124,7 @@ void sigmoid_out(const at::Tensor& input, at::Tensor out) {
   // Also of the direct call, which may resize: that is neither recorded nor counted as a write.
   at::AutoDispatchBelowADInplaceOrView guard;
   if (direct) return call_direct("fused_sigmoid::sigmoid_out", cpu::sigmoid_out, input, out);
-  if (gpu::fits(input, out) && may_write(input, out) &&
+  if (gpu::fits({input, out}) && may_write(input, out) &&
       write_on_gpu("fused_sigmoid::sigmoid_out", gpu::Kernel::sigmoid, {input, out})) {
     return;
   }
@@ -154,7 +154,7 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
     return call_direct("fused_sigmoid::sigmoid_with_derivative_out",
                        cpu::sigmoid_with_derivative_out, input, value, derivative);
   }
-  if (gpu::fits(input, value) && gpu::fits(input, derivative) && may_write(input, value) &&
+  if (gpu::fits({input, value, derivative}) && may_write(input, value) &&
       may_write(input, derivative) && !value.is_alias_of(derivative) &&
       write_on_gpu("fused_sigmoid::sigmoid_with_derivative_out",
                    gpu::Kernel::sigmoid_with_derivative, {input, value, derivative})) {
@@ -170,8 +170,7 @@ at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   const at::Tensor result =
-      backward_on_gpu("fused_sigmoid::sigmoid_backward", gpu::Kernel::backward,
-                      gpu::Kernel::backward_of_one, grad, input);
+      backward_on_gpu("fused_sigmoid::sigmoid_backward", gpu::Kernel::backward, grad, input);
   if (result.defined()) return result;
   static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward");
   return op.call(grad, input);
@@ -184,8 +183,7 @@ at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   const at::Tensor result = backward_on_gpu("fused_sigmoid::sigmoid_backward_from_output",
-                                            gpu::Kernel::backward_from_output,
-                                            gpu::Kernel::backward_from_output_of_one, grad, output);
+                                            gpu::Kernel::backward_from_output, grad, output);
   if (result.defined()) return result;
   static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward_from_output");
   return op.call(grad, output);
@@ -197,9 +195,9 @@ at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Te
                        cpu::sigmoid_backward_from_derivative, grad, derivative);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  const at::Tensor result = backward_on_gpu(
-      "fused_sigmoid::sigmoid_backward_from_derivative", gpu::Kernel::backward_from_derivative,
-      gpu::Kernel::backward_from_derivative_of_one, grad, derivative);
+  const at::Tensor result =
+      backward_on_gpu("fused_sigmoid::sigmoid_backward_from_derivative",
+                      gpu::Kernel::backward_from_derivative, grad, derivative);
   if (result.defined()) return result;
   static const auto op = find<Binary>("fused_sigmoid::sigmoid_backward_from_derivative");
   return op.call(grad, derivative);
@@ -241,10 +239,10 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
   const auto kernel =
       kernel_before_bce(output.scalar_type(), loss_dtype, gpu::Kernel::backward_before_bce,
                         gpu::Kernel::backward_before_float32_bce);
-  if (kernel.has_value() && gpu::fits(output, grad)) {
-    auto results =
-        run_on_gpu("fused_sigmoid::sigmoid_backward_before_bce", *kernel, {grad, output});
-    if (!results.empty()) return results[0];
+  if (kernel.has_value()) {
+    const at::Tensor result =
+        backward_on_gpu("fused_sigmoid::sigmoid_backward_before_bce", *kernel, grad, output);
+    if (result.defined()) return result;
   }
   static const auto op = find<BinaryWithDtype>("fused_sigmoid::sigmoid_backward_before_bce");
   return op.call(grad, output, loss_dtype);

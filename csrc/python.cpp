@@ -140,31 +140,38 @@ PyObject* sigmoid_with_derivative(PyObject*, PyObject* object) {
   END_HANDLE_TH_ERRORS
 }
 
-// Sets a Python error for a number that is none of the kernels.
-bool parse_kernel(unsigned number, fused_sigmoid::gpu::Kernel& kernel) {
-  kernel = static_cast<fused_sigmoid::gpu::Kernel>(number);
-  if (number < fused_sigmoid::gpu::kernels) return true;
-  PyErr_Format(PyExc_ValueError, "kernel %u; accepted are 0 to %zu", number,
-               fused_sigmoid::gpu::kernels - 1);
+// Sets a Python error for a number that is none of the kernels or layouts.
+template <class Named>
+bool parse_number(const char* what, unsigned long number, size_t count, Named& named) {
+  named = static_cast<Named>(number);
+  if (number < count) return true;
+  PyErr_Format(PyExc_ValueError, "%s %lu; accepted are 0 to %zu", what, number, count - 1);
   return false;
 }
 
-// add_gpu_kernel(kernel, device, dtype, aligned, function, block_size, threads, hooks): str. The
-// hooks are lists, which stay alive; only their lengths are looked at, without the GIL.
+// add_gpu_kernel(kernel, layout, device, dtype, wide, function, block_size, fewest, most, threads,
+// hooks): str. The hooks are lists, which stay alive; only their lengths are looked at, without the
+// GIL.
 PyObject* add_gpu_kernel(PyObject*, PyObject* arguments) {
   HANDLE_TH_ERRORS
-  unsigned number, aligned, threads;
+  namespace gpu = fused_sigmoid::gpu;
+  unsigned number, layout_number, wide, threads;
   int device;
   PyObject *dtype, *hooks;
   unsigned long long function;
-  long long block_size;
-  if (!PyArg_ParseTuple(arguments, "IiO!IKLIO!", &number, &device, &THPDtypeType, &dtype, &aligned,
-                        &function, &block_size, &threads, &PyTuple_Type, &hooks)) {
+  long long block_size, fewest, most;
+  if (!PyArg_ParseTuple(arguments, "IIiO!IKLLLIO!", &number, &layout_number, &device, &THPDtypeType,
+                        &dtype, &wide, &function, &block_size, &fewest, &most, &threads,
+                        &PyTuple_Type, &hooks)) {
     return nullptr;
   }
-  fused_sigmoid::gpu::Kernel kernel;
-  if (!parse_kernel(number, kernel)) return nullptr;
-  fused_sigmoid::gpu::Launch launch{reinterpret_cast<void*>(function), block_size, threads, {}};
+  gpu::Kernel kernel;
+  gpu::Layout layout;
+  if (!parse_number("kernel", number, gpu::kernels, kernel) ||
+      !parse_number("layout", layout_number, gpu::layouts, layout)) {
+    return nullptr;
+  }
+  gpu::Launch launch{reinterpret_cast<void*>(function), block_size, fewest, most, threads, {}};
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(hooks); ++i) {
     PyObject* list = PyTuple_GET_ITEM(hooks, i);
     if (!PyList_Check(list)) {
@@ -173,39 +180,62 @@ PyObject* add_gpu_kernel(PyObject*, PyObject* arguments) {
     }
     launch.hook_counts.push_back(&reinterpret_cast<PyVarObject*>(Py_NewRef(list))->ob_size);
   }
-  const fused_sigmoid::gpu::Key key{kernel, static_cast<c10::DeviceIndex>(device),
-                                    reinterpret_cast<THPDtype*>(dtype)->scalar_type, aligned};
-  return PyUnicode_FromString(fused_sigmoid::gpu::add(key, std::move(launch)).c_str());
+  const gpu::Key key{kernel, layout, static_cast<c10::DeviceIndex>(device),
+                     reinterpret_cast<THPDtype*>(dtype)->scalar_type, wide};
+  return PyUnicode_FromString(gpu::add(key, std::move(launch)).c_str());
   END_HANDLE_TH_ERRORS
 }
 
-// launch_gpu_kernel(kernel, *tensors): bool, for tensors that triton_kernels.py has laid out.
-PyObject* launch_gpu_kernel(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
+// The arguments (kernel, *tensors) of the two functions below; sets a Python error if they are
+// others.
+bool parse_gpu_call(const char* name, PyObject* const* args, Py_ssize_t count,
+                    fused_sigmoid::gpu::Kernel& kernel, c10::SmallVector<at::Tensor, 3>& tensors) {
   const unsigned long number = count == 0 ? ULONG_MAX : PyLong_AsUnsignedLong(args[0]);
-  if (PyErr_Occurred()) return nullptr;
-  fused_sigmoid::gpu::Kernel kernel;
-  if (!parse_kernel(static_cast<unsigned>(number), kernel)) return nullptr;
+  if (PyErr_Occurred() || !parse_number("kernel", number, fused_sigmoid::gpu::kernels, kernel)) {
+    return false;
+  }
   const size_t expected =
       fused_sigmoid::gpu::operands[number] + fused_sigmoid::gpu::results[number];
-  if (!has_arguments("launch_gpu_kernel", count, static_cast<Py_ssize_t>(1 + expected))) {
-    return nullptr;
-  }
-  c10::SmallVector<at::Tensor, 3> tensors;
+  if (!has_arguments(name, count, static_cast<Py_ssize_t>(1 + expected))) return false;
   for (Py_ssize_t i = 1; i < count; ++i) {
     if (!THPVariable_Check(args[i])) {
-      PyErr_Format(PyExc_TypeError, "launch_gpu_kernel(): argument %zd must be Tensor, not %s", i,
+      PyErr_Format(PyExc_TypeError, "%s(): argument %zd must be Tensor, not %s", name, i,
                    Py_TYPE(args[i])->tp_name);
-      return nullptr;
+      return false;
     }
     tensors.push_back(THPVariable_Unpack(args[i]));
   }
+  return true;
+}
+
+// launch_gpu_kernel(kernel, *tensors): bool, for tensors of one shape, dtype and device.
+PyObject* launch_gpu_kernel(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  fused_sigmoid::gpu::Kernel kernel;
+  c10::SmallVector<at::Tensor, 3> tensors;
+  if (!parse_gpu_call("launch_gpu_kernel", args, count, kernel, tensors)) return nullptr;
   bool launched;
   {
     pybind11::gil_scoped_release no_gil;
     launched = fused_sigmoid::gpu::launch(kernel, tensors);
   }
   return PyBool_FromLong(launched);
+  END_HANDLE_TH_ERRORS
+}
+
+// gpu_call(kernel, *tensors): (layout, wide, numbers), or None.
+PyObject* gpu_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  fused_sigmoid::gpu::Kernel kernel;
+  c10::SmallVector<at::Tensor, 3> tensors;
+  if (!parse_gpu_call("gpu_call", args, count, kernel, tensors)) return nullptr;
+  const auto call = fused_sigmoid::gpu::call_of(kernel, tensors);
+  if (!call.has_value()) Py_RETURN_NONE;
+  return pybind11::make_tuple(static_cast<int>(call->layout), call->wide,
+                              pybind11::tuple(pybind11::cast(std::vector<int64_t>(
+                                  call->numbers.begin(), call->numbers.end()))))
+      .release()
+      .ptr();
   END_HANDLE_TH_ERRORS
 }
 
@@ -270,6 +300,7 @@ PyMethodDef methods[] = {
     {"check_saved", check_saved, METH_O, nullptr},
     {"add_gpu_kernel", add_gpu_kernel, METH_VARARGS, nullptr},
     {"launch_gpu_kernel", fast(launch_gpu_kernel), METH_FASTCALL, nullptr},
+    {"gpu_call", fast(gpu_call), METH_FASTCALL, nullptr},
     {"forget_gpu_kernels", forget_gpu_kernels, METH_NOARGS, nullptr},
     {"gpu_launches", gpu_launches, METH_NOARGS, nullptr},
     {"can_read_backward_passes", can_read_backward_passes, METH_NOARGS, nullptr},

@@ -30,16 +30,22 @@ class Extension(Protocol):
     def add_gpu_kernel(
         self,
         kernel: int,
+        layout: int,
         device: int,
         dtype: torch.dtype,
-        aligned: int,
+        wide: int,
         function: int,
         block_size: int,
+        fewest: int,
+        most: int,
         threads: int,
         hooks: tuple[list[object], ...],
         /,
     ) -> str: ...
     def launch_gpu_kernel(self, kernel: int, /, *tensors: Tensor) -> bool: ...
+    def gpu_call(
+        self, kernel: int, /, *tensors: Tensor
+    ) -> tuple[int, int, tuple[int, ...]] | None: ...
     def forget_gpu_kernels(self) -> None: ...
     def gpu_launches(self) -> int: ...
     def can_read_backward_passes(self) -> bool: ...

@@ -11,6 +11,7 @@ agree.
 from __future__ import annotations
 
 import contextlib
+import enum
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,16 +26,37 @@ from .formula import FLOOR_OF_BCE, HALVES
 if TYPE_CHECKING:
     from torch import Tensor
 
-# One program's elements: 8 a thread, one (halves) or two (float32) 128-bit accesses of each
-# operand; 2 of float64, one access. As measured on an H100 (docs/gpu.md): where memory is the bound
-# no other size is faster by over 2 %; where it is not, float64, whose elements divide one after
-# another, takes three quarters of the time with 2 a thread that it takes with 8.
-BLOCK_SIZES = {
-    torch.float64: 256,
-    torch.float32: 1024,
-    torch.float16: 1024,
-    torch.bfloat16: 1024,
+
+class Blocks(NamedTuple):
+    """How many elements a program has, in calls of `fewest` to `most`."""
+
+    fewest: int
+    most: int
+    size: int
+
+
+def _blocks(small: int, large: int) -> tuple[Blocks, Blocks]:
+    return Blocks(0, 2**16, small), Blocks(2**16 + 1, 2**63 - 1, large)
+
+
+# As measured on an H100 (docs/gpu.md). Where memory is the bound, 8 elements a thread: one (halves)
+# or two (float32) 128-bit accesses of each operand; no other size is faster by over 2 %. Of
+# float64, whose elements divide one after another, 2, one access: that takes three quarters of the
+# time of 8 where memory is not the bound. Small counts in smaller blocks, which more
+# multiprocessors share, take 2 to 5 % less time.
+BLOCKS = {
+    torch.float64: _blocks(128, 256),
+    torch.float32: _blocks(256, 1024),
+    torch.float16: _blocks(256, 1024),
+    torch.bfloat16: _blocks(256, 1024),
 }
+
+
+def blocks_for(dtype: torch.dtype, count: int) -> Blocks:
+    """Those of a call over `count` elements."""
+    return next(blocks for blocks in BLOCKS[dtype] if count <= blocks.most)
+
+
 # Without fp fusion off, Triton and ptxas contract products and sums to fma, and the bits part from
 # the CPU's.
 LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -172,6 +194,58 @@ def _divisor_of_bce(y, dtype: tl.constexpr):
 
 
 @triton.jit
+def _widened(block):
+    """Halves are computed with in float32."""
+    return block if block.dtype == tl.float64 else block.to(tl.float32)
+
+
+# What the kernels compute of a block: of the input, or of the gradient and what was kept for the
+# backward pass, widened. `dtype` is the tensors'.
+
+
+@triton.jit
+def _value(x, dtype: tl.constexpr):
+    return _value_from_smaller(x, _smaller_of_value_and_complement(x, dtype))
+
+
+@triton.jit
+def _value_and_derivative(x, dtype: tl.constexpr):
+    t = _smaller_of_value_and_complement(x, dtype)
+    return _value_from_smaller(x, t), _derivative_from_smaller(t, dtype)
+
+
+@triton.jit
+def _gradient(g, x, dtype: tl.constexpr):
+    return g * _derivative_from_smaller(_smaller_of_value_and_complement(x, dtype), dtype)
+
+
+@triton.jit
+def _gradient_from_output(g, y, dtype: tl.constexpr):
+    return g * (1 - y) * y
+
+
+@triton.jit
+def _gradient_from_derivative(g, d, dtype: tl.constexpr):
+    return g * d
+
+
+@triton.jit
+def _gradient_before_bce(g, y, dtype: tl.constexpr):
+    return g * _divisor_of_bce(y, dtype)
+
+
+@triton.jit
+def _gradient_before_float32_bce(g, y, dtype: tl.constexpr):
+    return g * _divisor_of_bce(y, y.dtype)
+
+
+# How a kernel reads its first operand: as the others; asking the cache to hold it; or as the one
+# number that all of it is. y.sum() and y.mean() give such a gradient, expanded, and to lay it out
+# would take a tensor and two passes more.
+_PLAINLY, _TO_KEEP, _AS_ONE = map(tl.constexpr, range(3))
+
+
+@triton.jit
 def _start(block_size: tl.constexpr):
     return tl.program_id(0).to(tl.int64) * block_size  # tensors reach past 2**31 elements
 
@@ -183,217 +257,225 @@ def _remaining(count, block_size: tl.constexpr):
 
 
 @triton.jit
-def _widened(block):
-    """Halves are computed with in float32."""
-    return block if block.dtype == tl.float64 else block.to(tl.float32)
+def _pointers(tensor, columns, row_stride, column_stride, is_wide: tl.constexpr, block_size):
+    """To this program's block of a tensor: in rows of `columns`, or, if that is None, without gaps.
+    If it `is_wide`, 16 bytes can be read or written at a time: with a column stride of 1."""
+    if columns is None:
+        pointers = tensor + _start(block_size) + tl.arange(0, block_size)
+    else:
+        # Divided in 32 bits: 64 take several times as many instructions.
+        place = (_start(block_size) + tl.arange(0, block_size)).to(tl.uint32)
+        length = columns.to(tl.uint32)
+        if is_wide:
+            # What is read at a time does not reach into the next row.
+            length = tl.multiple_of(length, 128 // tensor.dtype.element_ty.primitive_bitwidth)
+        row, column = (place // length).to(tl.int64), (place % length).to(tl.int64)
+        pointers = tensor + (row * row_stride + (column if is_wide else column * column_stride))
+    if is_wide:
+        pointers = tl.multiple_of(pointers, (16,))
+    return pointers
 
 
 @triton.jit
-def _load(pointer, mask, block_size: tl.constexpr):
-    """This program's block."""
-    pointers = pointer + _start(block_size) + tl.arange(0, block_size)
-    return _widened(tl.load(pointers, mask=mask))
+def _load(
+    tensor,
+    columns,
+    row_stride,
+    column_stride,
+    mask,
+    how: tl.constexpr,
+    is_wide: tl.constexpr,
+    block_size: tl.constexpr,
+):
+    if how == _AS_ONE:
+        block = tl.load(tensor)
+    else:
+        pointers = _pointers(tensor, columns, row_stride, column_stride, is_wide, block_size)
+        if how == _TO_KEEP:
+            # The backward pass reads an input that is kept again, and finds it in the cache if the
+            # next layers leave it there: up to 12 % of a step (docs/gpu.md).
+            block = tl.load(pointers, mask=mask, eviction_policy="evict_last")
+        else:
+            block = tl.load(pointers, mask=mask)
+    return _widened(block)
 
 
 @triton.jit
-def _load_and_keep(pointer, mask, block_size: tl.constexpr):
-    """This program's block, which the cache is asked to hold."""
-    pointers = pointer + _start(block_size) + tl.arange(0, block_size)
-    return _widened(tl.load(pointers, mask=mask, eviction_policy="evict_last"))
+def _store(
+    tensor,
+    columns,
+    row_stride,
+    column_stride,
+    block,
+    mask,
+    is_wide: tl.constexpr,
+    block_size: tl.constexpr,
+):
+    """Writes a block, rounded once to the tensor's dtype."""
+    block = block.to(tensor.dtype.element_ty)
+    pointers = _pointers(tensor, columns, row_stride, column_stride, is_wide, block_size)
+    tl.store(pointers, block, mask=mask)
 
 
 @triton.jit
-def _load_gradient(grad, mask, block_size: tl.constexpr, is_one: tl.constexpr):
-    """The block of a gradient, or the one number that all of it is: y.sum() and y.mean() give such,
-    expanded, and to lay it out would take a tensor and two passes more."""
-    return _widened(tl.load(grad)) if is_one else _load(grad, mask, block_size)
+def _run(
+    function: tl.constexpr,
+    reads: tl.constexpr,
+    how: tl.constexpr,
+    wide: tl.constexpr,
+    block_size: tl.constexpr,
+    mask,
+    first,
+    second,
+    third,
+    columns,
+    first_row,
+    first_column,
+    second_row,
+    second_column,
+    third_row,
+    third_column,
+):
+    """The function of this program's block of one operand or two, into the results behind them."""
+    dtype: tl.constexpr = first.dtype.element_ty
+    first = first, columns, first_row, first_column
+    second = second, columns, second_row, second_column
+    third = third, columns, third_row, third_column
+    if reads == 2:
+        kept = _load(*second, mask, _PLAINLY, wide & 2, block_size)
+        g = _load(*first, mask, how, wide & 1, block_size)
+        _store(*third, function(g, kept, dtype), mask, wide & 4, block_size)
+    else:
+        x = _load(*first, mask, how, wide & 1, block_size)
+        if third[0] is None:
+            _store(*second, function(x, dtype), mask, wide & 2, block_size)
+        else:
+            value, derivative = function(x, dtype)
+            _store(*second, value, mask, wide & 2, block_size)
+            _store(*third, derivative, mask, wide & 4, block_size)
 
 
-@triton.jit
-def _store(pointer, block, mask, block_size: tl.constexpr):
-    """Writes this program's block, rounded once to the tensor's dtype."""
-    block = block.to(pointer.dtype.element_ty)
-    tl.store(pointer + _start(block_size) + tl.arange(0, block_size), block, mask=mask)
+# Two kernels run the functions. Bit i of `wide` says that the i-th tensor, operands first, is read
+# or written 16 bytes at a time. Each branches once, to its block without a mask or, at the end of
+# the tensor, with one. A mask everywhere would make every access as narrow as the count is odd: one
+# element wide. A branch in _load and _store alone would leave the tail's predicates in every block:
+# 400 instructions to the end of the float32 forward for compute capability 9.0, against 322 (8
+# elements a thread).
 
 
-# Each kernel branches once, to its block without a mask or, at the end of the tensor, with one. A
-# mask everywhere would make every access as narrow as the count is odd: one element wide. A branch
-# in _load and _store alone would leave the tail's predicates in every block: 400 instructions to
-# the end of the float32 forward for compute capability 9.0, against 322 (8 elements a thread).
+def _name(specialization) -> str:
+    """As profilers show a compiled kernel."""
+    return f"fused_sigmoid{specialization.constants['function'].__name__}"
 
 
-@triton.jit
-def _sigmoid_block(input, value, mask, block_size: tl.constexpr, is_kept: tl.constexpr):
-    # The backward pass reads an input that is kept again, and finds it in the cache if the next
-    # layers leave it there: up to 12 % of a step (docs/gpu.md).
-    x = _load_and_keep(input, mask, block_size) if is_kept else _load(input, mask, block_size)
-    t = _smaller_of_value_and_complement(x, input.dtype.element_ty)
-    _store(value, _value_from_smaller(x, t), mask, block_size)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _sigmoid_kernel(input, value, count: tl.int64, block_size: tl.constexpr, is_kept: tl.constexpr):
+@triton.jit(do_not_specialize=["first", "second", "third", "count"], repr=_name)
+def _dense_kernel(
+    first,
+    second,
+    third,
+    count: tl.int64,
+    function: tl.constexpr,
+    reads: tl.constexpr,
+    how: tl.constexpr,
+    wide: tl.constexpr,
+    block_size: tl.constexpr,
+):
+    """Over tensors without gaps, all in one order."""
     remaining = _remaining(count, block_size)
+    tensors = first, second, third, None, None, None, None, None, None, None
     if remaining >= block_size:
-        _sigmoid_block(input, value, None, block_size, is_kept)
+        _run(function, reads, how, wide, block_size, None, *tensors)
     else:
         mask = tl.arange(0, block_size) < remaining
-        _sigmoid_block(input, value, mask, block_size, is_kept)
+        _run(function, reads, how, wide, block_size, mask, *tensors)
 
 
-@triton.jit
-def _sigmoid_with_derivative_block(input, value, derivative, mask, block_size: tl.constexpr):
-    x = _load(input, mask, block_size)
-    dtype: tl.constexpr = input.dtype.element_ty
-    t = _smaller_of_value_and_complement(x, dtype)
-    _store(value, _value_from_smaller(x, t), mask, block_size)
-    _store(derivative, _derivative_from_smaller(t, dtype), mask, block_size)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _sigmoid_with_derivative_kernel(
-    input, value, derivative, count: tl.int64, block_size: tl.constexpr
+@triton.jit(
+    do_not_specialize=[
+        *("first", "second", "third", "count", "columns"),
+        *("first_row", "first_column", "second_row", "second_column", "third_row", "third_column"),
+    ],
+    repr=_name,
+)
+def _rows_kernel(
+    first,
+    second,
+    third,
+    count: tl.int64,
+    columns: tl.int64,
+    first_row: tl.int64,
+    first_column: tl.int64,
+    second_row: tl.int64,
+    second_column: tl.int64,
+    third_row: tl.int64,
+    third_column: tl.int64,
+    function: tl.constexpr,
+    reads: tl.constexpr,
+    how: tl.constexpr,
+    wide: tl.constexpr,
+    block_size: tl.constexpr,
 ):
+    """Over less than 2**31 elements in rows of so many columns, each tensor with a stride from row
+    to row and one from column to column."""
     remaining = _remaining(count, block_size)
+    strides = first_row, first_column, second_row, second_column, third_row, third_column
     if remaining >= block_size:
-        _sigmoid_with_derivative_block(input, value, derivative, None, block_size)
+        _run(function, reads, how, wide, block_size, None, first, second, third, columns, *strides)
     else:
         mask = tl.arange(0, block_size) < remaining
-        _sigmoid_with_derivative_block(input, value, derivative, mask, block_size)
+        _run(function, reads, how, wide, block_size, mask, first, second, third, columns, *strides)
 
 
-@triton.jit
-def _backward_block(grad, input, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr):
-    x = _load(input, mask, block_size)
-    g = _load_gradient(grad, mask, block_size, is_one)
-    dtype: tl.constexpr = input.dtype.element_ty
-    derivative = _derivative_from_smaller(_smaller_of_value_and_complement(x, dtype), dtype)
-    _store(grad_input, g * derivative, mask, block_size)
+class Layout(enum.IntEnum):
+    """How the tensors of a call lie beside one another, by the extension's numbers."""
 
-
-@triton.jit
-def _backward_from_output_block(
-    grad, output, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr
-):
-    y = _load(output, mask, block_size)
-    g = _load_gradient(grad, mask, block_size, is_one)
-    _store(grad_input, g * (1 - y) * y, mask, block_size)
-
-
-@triton.jit
-def _backward_from_derivative_block(
-    grad, derivative, grad_input, mask, block_size: tl.constexpr, is_one: tl.constexpr
-):
-    d = _load(derivative, mask, block_size)
-    g = _load_gradient(grad, mask, block_size, is_one)
-    _store(grad_input, g * d, mask, block_size)
-
-
-@triton.jit
-def _backward_before_bce_block(
-    grad, output, grad_input, mask, block_size: tl.constexpr, is_rounded: tl.constexpr
-):
-    y = _load(output, mask, block_size)
-    g = _load(grad, mask, block_size)
-    dtype: tl.constexpr = output.dtype.element_ty if is_rounded else y.dtype
-    _store(grad_input, g * _divisor_of_bce(y, dtype), mask, block_size)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _backward_kernel(
-    grad, input, grad_input, count: tl.int64, block_size: tl.constexpr, is_one: tl.constexpr
-):
-    remaining = _remaining(count, block_size)
-    if remaining >= block_size:
-        _backward_block(grad, input, grad_input, None, block_size, is_one)
-    else:
-        mask = tl.arange(0, block_size) < remaining
-        _backward_block(grad, input, grad_input, mask, block_size, is_one)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _backward_from_output_kernel(
-    grad, output, grad_input, count: tl.int64, block_size: tl.constexpr, is_one: tl.constexpr
-):
-    remaining = _remaining(count, block_size)
-    if remaining >= block_size:
-        _backward_from_output_block(grad, output, grad_input, None, block_size, is_one)
-    else:
-        mask = tl.arange(0, block_size) < remaining
-        _backward_from_output_block(grad, output, grad_input, mask, block_size, is_one)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _backward_from_derivative_kernel(
-    grad, derivative, grad_input, count: tl.int64, block_size: tl.constexpr, is_one: tl.constexpr
-):
-    remaining = _remaining(count, block_size)
-    if remaining >= block_size:
-        _backward_from_derivative_block(grad, derivative, grad_input, None, block_size, is_one)
-    else:
-        mask = tl.arange(0, block_size) < remaining
-        _backward_from_derivative_block(grad, derivative, grad_input, mask, block_size, is_one)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _backward_before_bce_kernel(
-    grad, output, grad_input, count: tl.int64, block_size: tl.constexpr, is_rounded: tl.constexpr
-):
-    remaining = _remaining(count, block_size)
-    if remaining >= block_size:
-        _backward_before_bce_block(grad, output, grad_input, None, block_size, is_rounded)
-    else:
-        mask = tl.arange(0, block_size) < remaining
-        _backward_before_bce_block(grad, output, grad_input, mask, block_size, is_rounded)
+    DENSE = 0  # without gaps, all in one order
+    OF_ONE = 1  # likewise, but for a gradient that is one number
+    ROWS = 2  # of two dimensions at the most, each with strides of its own
 
 
 class Kernel(NamedTuple):
-    """A kernel over `reads` operands and `writes` results of one dtype and one dense layout.
-
-    The arguments of its function are their pointers in that order, the count of elements and, when
-    it is compiled, the size of a block and its constants. The extension knows it by its number.
-    `of_one` is the same for a gradient that is one number.
-    """
+    """A function over `reads` operands and `writes` results of one dtype and shape, and whether the
+    cache is to keep the operand. The extension knows it by its number."""
 
     name: str
     number: int
     reads: int
     writes: int
     function: Any
-    constants: dict[str, bool]
-    of_one: Kernel | None = None
+    is_kept: bool = False
+
+    def compiled_for(self, layout: Layout, wide: int) -> tuple[Any, dict[str, Any]]:
+        """Triton's function, and its constants but for the size of a block."""
+        how = _AS_ONE if layout == Layout.OF_ONE else _TO_KEEP if self.is_kept else _PLAINLY
+        constants = {
+            "function": self.function,
+            "reads": self.reads,
+            "how": how.value,
+            "wide": wide,
+        }
+        return _rows_kernel if layout == Layout.ROWS else _dense_kernel, constants
 
 
-def _backward(number: int, name: str, function: Any) -> Kernel:
-    of_one = Kernel(f"{name}_of_one", number + 3, 2, 1, function, {"is_one": True})
-    return Kernel(name, number, 2, 1, function, {"is_one": False}, of_one)
-
-
-SIGMOID = Kernel("sigmoid", 0, 1, 1, _sigmoid_kernel, {"is_kept": False})
-SIGMOID_OF_KEPT = Kernel("sigmoid_of_kept", 10, 1, 1, _sigmoid_kernel, {"is_kept": True})
-SIGMOID_WITH_DERIVATIVE = Kernel(
-    "sigmoid_with_derivative", 1, 1, 2, _sigmoid_with_derivative_kernel, {}
-)
-BACKWARD = _backward(2, "backward", _backward_kernel)
-BACKWARD_FROM_OUTPUT = _backward(3, "backward_from_output", _backward_from_output_kernel)
-BACKWARD_FROM_DERIVATIVE = _backward(
-    4, "backward_from_derivative", _backward_from_derivative_kernel
-)
-BACKWARD_BEFORE_BCE = Kernel(
-    "backward_before_bce", 8, 2, 1, _backward_before_bce_kernel, {"is_rounded": True}
-)
+SIGMOID = Kernel("sigmoid", 0, 1, 1, _value)
+SIGMOID_WITH_DERIVATIVE = Kernel("sigmoid_with_derivative", 1, 1, 2, _value_and_derivative)
+BACKWARD = Kernel("backward", 2, 2, 1, _gradient)
+BACKWARD_FROM_OUTPUT = Kernel("backward_from_output", 3, 2, 1, _gradient_from_output)
+BACKWARD_FROM_DERIVATIVE = Kernel("backward_from_derivative", 4, 2, 1, _gradient_from_derivative)
+BACKWARD_BEFORE_BCE = Kernel("backward_before_bce", 5, 2, 1, _gradient_before_bce)
 BACKWARD_BEFORE_FLOAT32_BCE = Kernel(
-    "backward_before_float32_bce", 9, 2, 1, _backward_before_bce_kernel, {"is_rounded": False}
+    "backward_before_float32_bce", 6, 2, 1, _gradient_before_float32_bce
 )
+SIGMOID_OF_KEPT = Kernel("sigmoid_of_kept", 7, 1, 1, _value, is_kept=True)
 KERNELS = (
     SIGMOID,
-    SIGMOID_OF_KEPT,
     SIGMOID_WITH_DERIVATIVE,
     BACKWARD,
     BACKWARD_FROM_OUTPUT,
     BACKWARD_FROM_DERIVATIVE,
     BACKWARD_BEFORE_BCE,
     BACKWARD_BEFORE_FLOAT32_BCE,
+    SIGMOID_OF_KEPT,
 )
 
 
@@ -401,51 +483,72 @@ KERNELS = (
 # the extension has its handle and launches it by itself: Triton's own path costs the host several
 # times what the launch does.
 
-# What was compiled: (kernel's number, device, dtype, alignment) -> the compiled kernel, which must
-# live as long as its handle is in use, and why the extension does not launch it, or "".
-_Key = tuple[int, int, torch.dtype, int]
+# What was compiled: (kernel's number, layout, device, dtype, wide, block size) -> the compiled
+# kernel, which must live as long as its handle is in use, and why the extension does not launch it,
+# or "".
+_Key = tuple[int, int, int, torch.dtype, int, int]
 _compiled: dict[_Key, tuple[Any, str]] = {}
 _compiling = threading.Lock()
 
 
-def _launch(kernel: Kernel, tensors: tuple[Tensor, ...]) -> None:
-    """Runs `kernel` over tensors of one dense layout, on their device and its current stream."""
-    if tensors[-1].numel() == 0:
-        return
-    if not tensors[0].is_cuda:  # only under Triton's interpreter
-        _launch_by_triton(kernel, tensors)
-        return
-    if extension.launch_gpu_kernel(kernel.number, *tensors):
-        return
-    key = _key(kernel, tensors)
-    if key in _compiled:  # which the extension has refused, or Triton's hooks are to see
-        _launch_by_triton(kernel, tensors)
-        return
+class Call(NamedTuple):
+    """What a kernel is compiled for besides the dtype, and gets behind its tensors, as the
+    extension finds it: the count and, in rows, the columns and each tensor's two strides."""
+
+    layout: Layout
+    wide: int
+    numbers: tuple[int, ...]
+
+
+def _call(kernel: Kernel, tensors: tuple[Tensor, ...]) -> Call | None:
+    """None if the tensors lie in no layout that a kernel has."""
+    found = extension.gpu_call(kernel.number, *tensors)
+    return found and Call(Layout(found[0]), *found[1:])
+
+
+def _launch(kernel: Kernel, tensors: tuple[Tensor, ...]) -> bool:
+    """Runs `kernel` on the tensors' device and its current stream, if they lie in a layout that it
+    has; says whether they do."""
+    if tensors[-1].numel() == 0 or extension.launch_gpu_kernel(kernel.number, *tensors):
+        return True
+    call = _call(kernel, tensors)
+    if call is None:
+        return False
+    key = _key(kernel, tensors, call)
+    if not tensors[0].is_cuda or key in _compiled:
+        # Under Triton's interpreter; or the extension refused it, or Triton's hooks are to see it.
+        _launch_by_triton(kernel, tensors, call)
+        return True
     with _compiling:  # threads that wait here find it compiled
-        if extension.launch_gpu_kernel(kernel.number, *tensors):
-            return
-        compiled = _launch_by_triton(kernel, tensors)
-        _compiled[key] = compiled, _hand_over(kernel, key, compiled)
+        if not extension.launch_gpu_kernel(kernel.number, *tensors):
+            compiled = _launch_by_triton(kernel, tensors, call)
+            _compiled[key] = compiled, _hand_over(kernel, tensors, call, compiled)
+    return True
 
 
-def _launch_by_triton(kernel: Kernel, tensors: tuple[Tensor, ...]) -> Any:
-    count, device = tensors[-1].numel(), tensors[0].get_device()
+def _key(kernel: Kernel, tensors: tuple[Tensor, ...], call: Call) -> _Key:
+    device, dtype = tensors[0].get_device(), tensors[0].dtype
+    size = blocks_for(dtype, call.numbers[0]).size
+    return kernel.number, call.layout, device, dtype, call.wide, size
+
+
+def _launch_by_triton(kernel: Kernel, tensors: tuple[Tensor, ...], call: Call) -> Any:
+    count, device = call.numbers[0], tensors[-1].get_device()
     elsewhere = device >= 0 and device != torch.cuda.current_device()
-    block_size = BLOCK_SIZES[tensors[-1].dtype]
-    grid = (triton.cdiv(count, block_size),)
+    block_size = blocks_for(tensors[-1].dtype, count).size
+    function, constants = kernel.compiled_for(call.layout, call.wide)
+    launch = function[(triton.cdiv(count, block_size),)]
+    first, second, third = (*tensors, None)[:3]
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        return kernel.function[grid](
-            *tensors, count, block_size=block_size, **kernel.constants, **LAUNCH_OPTIONS
+        return launch(
+            *(first, second, third, *call.numbers),
+            **constants,
+            block_size=block_size,
+            **LAUNCH_OPTIONS,
         )
 
 
-def _key(kernel: Kernel, tensors: tuple[Tensor, ...]) -> _Key:
-    # Triton compiles apart for pointers that are and that are not divisible by 16.
-    aligned = sum((t.data_ptr() % 16 == 0) << i for i, t in enumerate(tensors))
-    return kernel.number, tensors[0].get_device(), tensors[0].dtype, aligned
-
-
-def _hand_over(kernel: Kernel, key: _Key, compiled: Any) -> str:
+def _hand_over(kernel: Kernel, tensors: tuple[Tensor, ...], call: Call, compiled: Any) -> str:
     """Lets the extension launch it from now on. Returns why it does not, or ""."""
     try:
         metadata, runtime = compiled.metadata, triton.knobs.runtime
@@ -458,16 +561,20 @@ def _hand_over(kernel: Kernel, key: _Key, compiled: Any) -> str:
         }
         if any(needs.values()):
             return "the compiled kernel needs " + next(name for name in needs if needs[name])
+        function, _ = kernel.compiled_for(call.layout, call.wide)
         hooks = (
             runtime.launch_enter_hook.calls,
             runtime.launch_exit_hook.calls,
-            kernel.function.pre_run_hooks,
+            function.pre_run_hooks,
         )
         threads = metadata.target.warp_size * metadata.num_warps
+        number, layout, device, dtype, wide, _ = _key(kernel, tensors, call)
+        blocks = blocks_for(dtype, call.numbers[0])
         # As on the device it was compiled for: the extension notes its context.
-        with torch.cuda.device(key[1]):
+        with torch.cuda.device(device):
             return extension.add_gpu_kernel(
-                *key, compiled.function, BLOCK_SIZES[key[2]], threads, hooks
+                *(number, layout, device, dtype, wide, compiled.function),
+                *(blocks.size, blocks.fewest, blocks.most, threads, hooks),
             )
     except (AttributeError, TypeError) as error:
         return f"Triton {triton.__version__} is not as expected: {error}"
@@ -479,12 +586,13 @@ def launcher() -> str:
     return f"Triton ({'; '.join(reasons)})" if reasons else "the extension"
 
 
-def _empty_like(tensor: Tensor, **options: Any) -> Tensor:
+def _empty_like(tensor: Tensor) -> Tensor:
     """An empty dense tensor with the strides that torch.sigmoid gives its result."""
     # A contiguous tensor may have any stride where it has one element; the result has the usual.
-    contiguous = tensor.is_contiguous()
-    layout = torch.contiguous_format if contiguous else torch.preserve_format
-    return torch.empty_like(tensor, memory_format=layout, **options)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if tensor.is_contiguous(memory_format=layout):
+            return torch.empty_like(tensor, memory_format=layout)
+    return torch.empty_like(tensor)
 
 
 def _same_layout(tensor: Tensor, dense: Tensor) -> bool:
@@ -500,12 +608,8 @@ def _laid_out(tensor: Tensor, dense: Tensor) -> Tensor:
 def _results(kernel: Kernel, *operands: Tensor) -> tuple[Tensor, ...]:
     """Fresh results with the layout of the last operand, made dense."""
     results = tuple(_empty_like(operands[-1]) for _ in range(kernel.writes))
-    grad = operands[0]
-    if kernel.of_one and grad.numel() > 1 and not any(grad.stride()):
-        kernel, operands = kernel.of_one, (grad.as_strided((1,), (1,)), *operands[1:])
-        _launch(kernel, (operands[0], _laid_out(operands[1], results[0]), *results))
-        return results
-    _launch(kernel, (*(_laid_out(operand, results[0]) for operand in operands), *results))
+    if not _launch(kernel, (*operands, *results)):
+        _launch(kernel, (*(_laid_out(operand, results[0]) for operand in operands), *results))
     return results
 
 
@@ -517,10 +621,7 @@ def sigmoid(input: Tensor, is_kept: bool = False) -> Tensor:
 
 def sigmoid_out(input: Tensor, out: Tensor) -> None:
     """σ(x) into `out`, of the shape and dtype of `input`; `input` itself for in place."""
-    dense = _empty_like(input, device="meta")
-    if _same_layout(input, dense) and _same_layout(out, dense):
-        _launch(SIGMOID, (input, out))
-    else:
+    if not _launch(SIGMOID, (input, out)):
         out.copy_(sigmoid(input))
 
 
@@ -532,10 +633,7 @@ def sigmoid_with_derivative(input: Tensor) -> tuple[Tensor, Tensor]:
 
 def sigmoid_with_derivative_out(input: Tensor, value: Tensor, derivative: Tensor) -> None:
     """σ(x) and σ'(x) into tensors of the shape and dtype of `input`, one of which may be it."""
-    dense = _empty_like(input, device="meta")
-    if all(_same_layout(tensor, dense) for tensor in (input, value, derivative)):
-        _launch(SIGMOID_WITH_DERIVATIVE, (input, value, derivative))
-    else:
+    if not _launch(SIGMOID_WITH_DERIVATIVE, (input, value, derivative)):
         for out, result in zip((value, derivative), sigmoid_with_derivative(input), strict=True):
             out.copy_(result)
 

@@ -45,17 +45,21 @@ def test_on_a_fake_device(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_numbers_of_kernels_are_those_of_the_extension() -> None:
+def test_numbers_are_those_of_the_extension() -> None:
     from fused_sigmoid import triton_kernels
 
-    kernels = triton_kernels.KERNELS
-    kernels += tuple(kernel.of_one for kernel in kernels if kernel.of_one)
-    kernels = tuple(sorted(kernels, key=lambda kernel: kernel.number))
-    assert [kernel.number for kernel in kernels] == list(range(11))
     header = (FOLDER.parent / "csrc" / "gpu.h").read_text(encoding="utf-8")
-    enumerated = header[header.index("enum class Kernel {") :].split("}")[0]
-    names = [kernel.name for kernel in kernels]
-    assert re.findall(r"^  (\w+),", enumerated, re.M) == names
+
+    def enumerated(name: str) -> list[str]:
+        text = header[header.index(f"enum class {name} {{") :].split("}")[0]
+        return re.findall(r"^  (\w+),", text, re.M)
+
+    kernels = sorted(triton_kernels.KERNELS, key=lambda kernel: kernel.number)
+    assert [kernel.number for kernel in kernels] == list(range(len(kernels)))
+    assert enumerated("Kernel") == [kernel.name for kernel in kernels]
+    assert enumerated("Layout") == [layout.name.lower() for layout in triton_kernels.Layout]
+    assert f"kernels = {len(kernels)};" in header
+    assert f"layouts = {len(triton_kernels.Layout)};" in header
     for what, field in (("operands", "reads"), ("results", "writes")):
         counts = ", ".join(str(getattr(kernel, field)) for kernel in kernels)
         assert f"{what} = {{{counts}}};" in header
@@ -65,15 +69,40 @@ def test_numbers_of_kernels_are_those_of_the_extension() -> None:
     ("arguments", "error"),
     [
         ((), ValueError),
-        ((11, torch.zeros(1)), ValueError),
+        ((8, torch.zeros(1)), ValueError),
         ((0, torch.zeros(1)), TypeError),
         ((0, torch.zeros(1), 1.0), TypeError),
         (("sigmoid", torch.zeros(1)), TypeError),
     ],
 )
 def test_wrong_arguments(arguments: tuple[object, ...], error: type[Exception]) -> None:
-    with pytest.raises(error):
-        extension.launch_gpu_kernel(*arguments)  # type: ignore[arg-type]
+    for function in (extension.launch_gpu_kernel, extension.gpu_call):
+        with pytest.raises(error):
+            function(*arguments)  # type: ignore[arg-type]
+
+
+def test_what_lies_in_no_layout_has_no_call() -> None:
+    def layout(number: int, *tensors: torch.Tensor) -> int | None:
+        found = extension.gpu_call(number, *tensors)
+        return found and found[0]
+
+    dense, rows = 0, 2
+    x = torch.zeros(8, 8, 8)
+    assert layout(0, x, x) == dense
+    assert layout(0, x[:, :4, :4], torch.zeros(8, 4, 4)) is None  # three dimensions
+    assert layout(0, x[:, :4], torch.zeros(8, 4, 8)) == rows
+    # A result must not overlap itself; an operand may.
+    for overlapping in (x[:1].expand(8, 8, 8), x.flatten().as_strided((8, 8), (4, 1))):
+        apart = torch.zeros(overlapping.shape)
+        assert layout(0, overlapping, apart) == rows
+        assert layout(0, apart, overlapping) is None
+        assert layout(1, apart, overlapping, apart) is None
+        assert layout(1, apart, apart, overlapping) is None
+    # Rows are divided in 32 bits.
+    number = torch.zeros(1, 1, dtype=torch.uint8)
+    for length, expected in ((2**30 - 1, rows), (2**30, None)):
+        result = torch.empty(length, 2, dtype=torch.uint8)
+        assert layout(0, number.expand(length, 1).expand(length, 2), result) == expected
 
 
 def test_info_says_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +116,7 @@ def test_info_says_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info, "sigmoid", tried.append)
     monkeypatch.setattr(info, "_reading", lambda: "")
     for reason, launcher in (("", "the extension"), ("too old", "Triton (too old)")):
-        compiled = {(0, 0, torch.float32, 3): (None, reason)}
+        compiled = {(0, 0, 0, torch.float32, 3, 256): (None, reason)}
         monkeypatch.setattr(triton_kernels, "_compiled", compiled)
         assert info.information()["route on GPU"] == (
             f"Triton kernels on a GPU, launched by {launcher}"
@@ -134,6 +163,34 @@ def test_results_are_those_of_the_first_launch(dtype: torch.dtype) -> None:
             on_cpu = torch.ops.fused_sigmoid.sigmoid_backward(*(t.cpu() for t in operands))
             if dtype != torch.float64:
                 assert torch.equal(second.cpu(), on_cpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
+@pytest.mark.parametrize("columns", [64, 63])
+def test_a_gate_is_read_where_it_is(dtype: torch.dtype, columns: int) -> None:
+    # The half of each row behind a Linear, and the gradient in another half.
+    both = (torch.randn(3000, 2 * columns, device="cuda") * 4).to(dtype)
+    gate, grad = both.chunk(2, -1)[1], torch.randn_like(both).chunk(2, -1)[0]
+    expected = torch.ops.fused_sigmoid.sigmoid_backward(grad.cpu(), gate.cpu())
+    for _ in range(2):
+        before = extension.gpu_launches()
+        value = fused_sigmoid.sigmoid(gate)
+        gradient = torch.ops.fused_sigmoid.sigmoid_backward(grad, gate)
+    assert_launched_by_the_extension(2, before)
+    tolerance = 8 * torch.finfo(dtype).eps if dtype == torch.float64 else 0
+    on_cpu = fused_sigmoid.sigmoid(gate.cpu())
+    torch.testing.assert_close(value.cpu(), on_cpu, rtol=tolerance, atol=0)
+    torch.testing.assert_close(gradient.cpu(), expected, rtol=tolerance, atol=0)
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    result = fused_sigmoid.sigmoid(gate)
+    assert torch.cuda.max_memory_allocated() - start <= result.nbytes + 512
+    for out in (both.clone().chunk(2, -1)[1], gate):
+        assert fused_sigmoid.sigmoid(gate, out=out) is out
+        assert torch.equal(out, value)
 
 
 @pytest.mark.gpu

@@ -219,8 +219,10 @@ def _assert_all_within(results, dtype):
         _assert_within(result, reference, tolerance)
 
 
-def _sizes(block):
-    return [0, 1, 2, block - 1, block, block + 1, 3 * block + 7]
+def _sizes(kernels, dtype):
+    """None, one, around the blocks of small counts, and whole and part blocks of large ones."""
+    block, most = kernels.blocks_for(dtype, 1).size, kernels.blocks_for(dtype, 1).most
+    return [0, 1, 2, block - 1, block, block + 1, 3 * block + 7, most + 8]
 
 
 # NVIDIA's reciprocal is off by one unit in the last place at the most.
@@ -284,9 +286,9 @@ def _accesses():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_outside_the_tensors_is_touched(kernels, dtype):
     # The first test here: the others crash where this one fails.
-    guard, sentinel = kernels.BLOCK_SIZES[dtype], 7.0
+    guard, sentinel = 1024, 7.0
     for kernel in kernels.KERNELS:
-        for size in _sizes(kernels.BLOCK_SIZES[dtype]):
+        for size in _sizes(kernels, dtype):
             buffers = [
                 torch.full((guard + size + guard,), sentinel, dtype=dtype)
                 for _ in range(kernel.reads + kernel.writes)
@@ -438,7 +440,7 @@ def test_subnormal_gradients_survive(kernels, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_size(kernels, dtype):
-    for size in _sizes(kernels.BLOCK_SIZES[dtype]):
+    for size in _sizes(kernels, dtype):
         grad, x = _random(size, dtype, seed=1), _random(size, dtype)
         _assert_all_within(_results(kernels, grad, x), dtype)
 
@@ -473,17 +475,29 @@ def test_layouts(kernels, layout, dtype):
     assert torch.equal(x, before)
 
 
+def _spied_launches(kernels, monkeypatch):
+    """The tensors and the call of each launch from now on."""
+    launched, launch = [], kernels._launch_by_triton
+
+    def spied(kernel, tensors, call):
+        launched.append((tensors, call))
+        return launch(kernel, tensors, call)
+
+    monkeypatch.setattr(kernels, "_launch_by_triton", spied)
+    return launched
+
+
 @pytest.mark.parametrize("layout", ["0-d", "transposed", "channels_last", "permuted", "unaligned"])
 def test_dense_layouts_are_not_copied(kernels, layout, monkeypatch):
-    launched = []
-    monkeypatch.setattr(kernels, "_launch", lambda kernel, tensors: launched.append(tensors))
+    launched = _spied_launches(kernels, monkeypatch)
     x = LAYOUTS[layout](lambda shape: _random(shape, torch.float32))
     grad = torch.empty_like(x)
     result = kernels.sigmoid_backward(grad, x)
     kernels.sigmoid_out(x, x)
-    (first, second, third), (source, target) = launched
+    (first, second, third), (source, target) = (tensors for tensors, _ in launched)
     for tensor, expected in ((first, grad), (second, x), (third, result), (source, x), (target, x)):
         assert tensor is expected
+    assert [call.layout for _, call in launched] == [kernels.Layout.DENSE] * 2
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
@@ -508,21 +522,16 @@ def test_pair_into_given_tensors(kernels, layout):
 def test_a_gradient_of_one_number_is_not_laid_out(kernels, name, dtype, monkeypatch):
     x = _random((7, 300), dtype).t()
     grad = _random((3,), dtype, seed=4)[1].expand(x.shape)
-    launched, launch = [], kernels._launch
-
-    def spied(kernel, tensors):
-        launched.append(tensors)
-        launch(kernel, tensors)
-
-    monkeypatch.setattr(kernels, "_launch", spied)
+    launched = _spied_launches(kernels, monkeypatch)
     backward = f"sigmoid_backward{name}"
     result = getattr(kernels, backward)(grad, x)
     expected = getattr(torch.ops.fused_sigmoid, backward)(grad.contiguous(), x)
     assert torch.equal(result, expected)
     assert result.stride() == x.stride()
-    ((one, kept, _),) = launched
-    assert (one.numel(), one.data_ptr()) == (1, grad.data_ptr())
+    (((one, kept, _), call),) = launched
+    assert one is grad
     assert kept is x
+    assert call.layout == kernels.Layout.OF_ONE
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -584,14 +593,156 @@ def test_launches_on_the_device_of_the_tensor(kernels, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: recorder.device)
-    kernels._launch_by_triton(
-        kernels.Kernel("none", 0, 1, 0, recorder, {}), (_TensorOnSecondDevice(),)
-    )
+    monkeypatch.setattr(kernels, "_dense_kernel", recorder)
+    call = kernels.Call(kernels.Layout.DENSE, 0, (3,))
+    kernels._launch_by_triton(kernels.SIGMOID, (_TensorOnSecondDevice(),) * 2, call)
     assert recorder.launches == [(1, (1,))]
     assert recorder.device == 0
 
 
-def test_empty_tensors_launch_nothing(kernels):
+def test_empty_tensors_launch_nothing(kernels, monkeypatch):
     recorder = _Recorder()
-    kernels._launch(kernels.Kernel("none", 0, 1, 0, recorder, {}), (torch.empty(3, 0),))
+    monkeypatch.setattr(kernels, "_dense_kernel", recorder)
+    assert kernels._launch(kernels.SIGMOID, (torch.empty(3, 0), torch.empty(3, 0)))
     assert recorder.launches == []
+
+
+# Of 768 elements in a row.
+ROWS = {
+    "part of each row": lambda x: x.reshape(16, 48)[:, :24],
+    "part of each row, odd": lambda x: x.reshape(16, 48)[:, 1:24],
+    "half of each row": lambda x: x.reshape(8, 2, 48).chunk(2, -1)[1],
+    "half of the channels": lambda x: x.reshape(4, 8, 4, 6).chunk(2, 1)[0],
+    "every second row": lambda x: x.reshape(16, 48)[::2],
+    "every second element": lambda x: x[1::2],
+    "every third element of each row": lambda x: x.reshape(16, 48)[:, ::3],
+    "part of each column": lambda x: x.reshape(16, 48).t()[3:30],
+    "one column": lambda x: x.reshape(16, 48)[:, 7:8],
+    "a number for each row": lambda x: x.reshape(16, 48)[:, :1].expand(16, 48),
+    "a row for all": lambda x: x.reshape(16, 48)[3].expand(16, 48),
+    "a number for each channel": lambda x: x[:32].reshape(4, 8, 1, 1).expand(4, 8, 4, 6),
+    "a number": lambda x: x[3].expand(4, 192),
+}
+PLACES = {"aligned": 0, "unaligned": 1}
+
+
+def _operands(make, dtype, place):
+    """A gradient, an input and an output, laid out by `make`; and a gradient without gaps."""
+    grad, x = (_random(768 + PLACES[place], dtype, seed)[PLACES[place] :] for seed in (0, 1))
+    dense = make(grad).clone(memory_format=torch.contiguous_format)
+    return make(grad), make(x), make(torch.sigmoid(x)), dense
+
+
+def _calls(grad, x, y, dense):
+    """By the names of operators: theirs and ours are called so."""
+    return (
+        ("sigmoid", x),
+        ("sigmoid_with_derivative", x),
+        ("sigmoid_backward", grad, x),
+        ("sigmoid_backward", dense, x),
+        ("sigmoid_backward", grad, dense),
+        ("sigmoid_backward_from_output", grad, y),
+        ("sigmoid_backward_from_derivative", grad, y),
+        ("sigmoid_backward_before_bce", grad, y, y.dtype),
+        ("sigmoid_backward_before_bce", dense, y, torch.float32),
+    )
+
+
+def _assert_bits_of_the_cpu(kernels, name, *operands):
+    result = getattr(kernels, name)(*operands)
+    expected = getattr(torch.ops.fused_sigmoid, name)(*operands)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+    if name == "sigmoid":
+        assert result.stride() == torch.sigmoid(*operands).stride()
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_not_copied(kernels, name, dtype, place, monkeypatch):
+    launched = _spied_launches(kernels, monkeypatch)
+    for operator, *operands in _calls(*_operands(ROWS[name], dtype, place)):
+        launched.clear()
+        _assert_bits_of_the_cpu(kernels, operator, *operands)
+        ((tensors, call),) = launched
+        if torch.float32 not in operands[2:] or dtype != torch.float64:  # else it is cast
+            assert tensors[0] is operands[0]
+            assert call.layout != kernels.Layout.DENSE
+
+
+def test_what_a_row_has_by_sixteen_bytes_is_read_so(kernels):
+    def wide(make, dtype, place="aligned"):
+        x = make(_random(768 + PLACES[place], dtype)[PLACES[place] :])
+        return kernels._call(kernels.SIGMOID, (x, torch.empty_like(x))).wide
+
+    expected = {
+        "part of each row": 0b11,
+        "half of the channels": 0b11,
+        "every second row": 0b11,
+        "a row for all": 0b11,
+        # Nothing that is read, but all that is written.
+        "every second element": 0b10,
+        "a number for each row": 0b10,
+        "part of each row, odd": 0,
+    }
+    for dtype in DTYPES:
+        assert {name: wide(ROWS[name], dtype) for name in expected} == expected
+        assert wide(ROWS["part of each row"], dtype, "unaligned") == 0b10
+
+
+def _random_view(generator, make, shape):
+    """A tensor of the shape with strides of any kind: permuted, with steps and gaps, expanded."""
+
+    def choose(*options):
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    order = torch.randperm(len(shape), generator=generator).tolist()
+    steps = [choose(1, 1, 1, 2, 3) for _ in shape]
+    gaps = [choose(0, 0, 0, 1, 8) for _ in shape]
+    is_expanded = [choose(False, False, False, True) for _ in shape]
+    sizes = [
+        1 if expanded else size * step + gap
+        for size, step, gap, expanded in zip(shape, steps, gaps, is_expanded, strict=True)
+    ]
+    offset = choose(0, 0, 1, 8)
+    memory = make((offset + torch.Size(sizes).numel(),))[offset:]
+    laid_out = memory.view([sizes[dim] for dim in order])
+    view = laid_out.permute([order.index(dim) for dim in range(len(shape))])
+    for dim, size in enumerate(shape):
+        if not is_expanded[dim]:
+            view = view.narrow(dim, 0, size * steps[dim])
+            view = view[(slice(None),) * dim + (slice(None, None, steps[dim]),)]
+    return view.expand(shape)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_strides(kernels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    dtype = DTYPES[seed % len(DTYPES)]
+    rank = int(torch.randint(1, 5, (), generator=generator))
+    shape = [int(torch.randint(1, 9, (), generator=generator)) for _ in range(rank)]
+
+    def make(shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).mul(4).to(dtype)
+
+    grad, x, value, derivative = (_random_view(generator, make, shape) for _ in range(4))
+    y = _random_view(generator, lambda shape: torch.sigmoid(make(shape)), shape)
+    for name, *operands in _calls(grad, x, y, make(shape)):
+        _assert_bits_of_the_cpu(kernels, name, *operands)
+
+    outs = value, derivative
+    if any(out.size(dim) > 1 and out.stride(dim) == 0 for out in outs for dim in range(rank)):
+        return  # which no kernel is given
+    expected = kernels.sigmoid_with_derivative(x)
+    gaps = []
+    for out in outs:
+        is_gap = torch.ones_like(out._base, dtype=torch.bool)
+        is_gap.as_strided(out.shape, out.stride(), out.storage_offset()).fill_(False)
+        gaps.append((out._base, is_gap, out._base[is_gap]))
+    kernels.sigmoid_with_derivative_out(x, *outs)
+    for out, result in zip(outs, expected, strict=True):
+        assert torch.equal(out, result)
+    kernels.sigmoid_out(value, value)
+    assert torch.equal(value, torch.ops.fused_sigmoid.sigmoid(expected[0]))
+    for memory, is_gap, before in gaps:
+        assert torch.equal(memory[is_gap], before)

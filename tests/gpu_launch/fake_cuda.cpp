@@ -1,8 +1,8 @@
 // A CUDA device for tests on machines without one: PyTorch's streams, devices and allocations, and
 // the functions of the CUDA driver that csrc/gpu.cpp calls, on the host's memory. Built as
 // libcuda.so.1, so that it is found by that name. A kernel's handle says what it computes:
-//   number of parameters << 16 | size of the first is wrong << 15 | kernel << 8 | bytes of an
-//   element
+//   number of parameters << 16 | size of the first is wrong << 15 | layout << 12 | kernel << 8 |
+//   bytes of an element
 // Nothing is computed but float32.
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/as_strided_native.h>
@@ -134,35 +134,40 @@ std::vector<std::vector<int64_t>> take_launches() {
 
 double value(double x) { return 1 / (1 + std::exp(-x)); }
 
-void compute(int64_t kernel, void** parameters) {
-  if (kernel == 10) kernel = 0;  // of an input that is kept
+// By the numbers of csrc/gpu.h.
+constexpr int64_t sigmoid = 0, with_derivative = 1, backward = 2, from_output = 3,
+                  from_derivative = 4, of_kept = 7;
+constexpr int64_t of_one = 1, rows = 2;
+
+void compute(int64_t kernel, int64_t layout, void** parameters) {
+  const bool is_unary = kernel == sigmoid || kernel == of_kept;
+  const int tensors = is_unary ? 2 : 3;
+  const auto number = [&](int i) { return *static_cast<int64_t*>(parameters[tensors + i]); };
   auto* const* pointers = reinterpret_cast<float* const* const*>(parameters);
-  const auto at = [&](int i) { return *pointers[i]; };
-  const auto count = *static_cast<int64_t*>(parameters[kernel == 0 ? 2 : 3]);
-  for (int64_t i = 0; i < count; ++i) {
-    const bool is_one = kernel >= 5 && kernel < 8;
-    const double x = at(0)[is_one ? 0 : i];
-    const double other = kernel == 0 ? 0 : at(1)[i];
-    switch (is_one ? kernel - 3 : kernel) {
-      case 0:
-        at(1)[i] = value(x);
-        break;
-      case 1:
-        at(1)[i] = value(x);
-        at(2)[i] = value(x) * value(-x);
-        break;
-      case 2:
-        at(2)[i] = x * value(other) * value(-other);
-        break;
-      case 3:
-        at(2)[i] = x * (1 - other) * other;
-        break;
-      case 4:
-        at(2)[i] = x * other;
-        break;
-      default:
-        at(2)[i] = x * std::max((1 - other) * other, 1e-12);
+  const auto at = [&](int tensor, int64_t i) -> float& {
+    float* const memory = *pointers[tensor];
+    if (layout == of_one && tensor == 0) return memory[0];
+    if (layout != rows) return memory[i];
+    const int64_t columns = number(1);
+    return memory[i / columns * number(2 + 2 * tensor) + i % columns * number(3 + 2 * tensor)];
+  };
+  for (int64_t i = 0; i < number(0); ++i) {
+    const double x = at(0, i);
+    if (is_unary) {
+      at(1, i) = value(x);
+      continue;
     }
+    if (kernel == with_derivative) {
+      at(1, i) = value(x);
+      at(2, i) = value(x) * value(-x);
+      continue;
+    }
+    const double kept = at(1, i);
+    double factor = std::max((1 - kept) * kept, 1e-12);  // before a loss
+    if (kernel == backward) factor = value(kept) * value(-kept);
+    if (kernel == from_output) factor = (1 - kept) * kept;
+    if (kernel == from_derivative) factor = kept;
+    at(2, i) = x * factor;
   }
 }
 
@@ -221,7 +226,7 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
                                block_z,        shared,          reinterpret_cast<int64_t>(stream),
                                current_device, current_context, extra != nullptr};
   for (int64_t i = 0; i < handle >> 16; ++i) seen.push_back(*static_cast<int64_t*>(parameters[i]));
-  if ((handle & 0xff) == sizeof(float)) compute(handle >> 8 & 0x7f, parameters);
+  if ((handle & 0xff) == sizeof(float)) compute(handle >> 8 & 0xf, handle >> 12 & 7, parameters);
   const std::lock_guard<std::mutex> lock(launches_mutex);
   launches.push_back(std::move(seen));
   return 0;

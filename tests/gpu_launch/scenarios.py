@@ -4,6 +4,7 @@ memory: the extension's launches, with everything real but the device, its drive
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ cpp_extension.load(
 )
 FAKE = torch.ops.fake_cuda
 OPERATORS = torch.ops.fused_sigmoid
+DENSE, OF_ONE, ROWS = triton_kernels.Layout
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 CONTEXT = 77
 
@@ -49,8 +51,8 @@ def host(tensor):
     return FAKE.to_host(tensor).clone()
 
 
-def handle(number, parameters, odd=False, element_size=4):
-    return parameters << 16 | odd << 15 | number << 8 | element_size
+def handle(number, parameters, odd=False, element_size=4, layout=DENSE):
+    return parameters << 16 | odd << 15 | layout << 12 | number << 8 | element_size
 
 
 class FakeTriton:
@@ -61,11 +63,11 @@ class FakeTriton:
         self.pause = 0.0
         self.function_type = int
 
-    def launch(self, kernel, tensors):
-        self.calls.append(triton_kernels._key(kernel, tensors))
+    def launch(self, kernel, tensors, call):
+        self.calls.append(triton_kernels._key(kernel, tensors, call))
         time.sleep(self.pause)
         operands = [host(t) for t in tensors[: kernel.reads]]
-        name = kernel.name.removesuffix("_of_one").removesuffix("_of_kept")
+        name = kernel.name.removesuffix("_of_kept")
         name = f"sigmoid_{name}" if name.startswith("backward") else name
         loss_dtypes = {
             "sigmoid_backward_before_bce": (tensors[0].dtype,),
@@ -85,9 +87,9 @@ class FakeTriton:
             "launch_pdl": False,
             "target": types.SimpleNamespace(backend="cuda", warp_size=32),
         } | self.metadata
-        passed = kernel.reads + kernel.writes + 1
+        parameters = len(tensors) + len(call.numbers) + self.parameters
         size = tensors[0].element_size()
-        function = handle(kernel.number, passed + self.parameters, self.odd, size)
+        function = handle(kernel.number, parameters, self.odd, size, call.layout)
         return types.SimpleNamespace(
             metadata=types.SimpleNamespace(**metadata), function=self.function_type(function)
         )
@@ -124,7 +126,7 @@ def test_first_call_compiles_and_later_calls_do_not(triton):
         check(fused_sigmoid.sigmoid(gpu(x)), expected)
     assert len(triton.calls) == 1
     first, second = FAKE.take_launches()
-    assert first[GRID] == [5, 1, 1]  # of 1024 elements each
+    assert first[GRID] == [20, 1, 1]  # of 256 elements each
     assert first[BLOCK] == [128, 1, 1]
     assert (first[SHARED], first[EXTRA], first[CONTEXT_AT]) == (0, 0, CONTEXT)
     pointers, count, unused = first[PARAMETERS][:2], first[PARAMETERS][2], first[PARAMETERS][3:]
@@ -161,10 +163,10 @@ def test_every_operation(triton):
 def test_the_dtype_of_the_loss_chooses_the_kernel(triton):
     grad, y = values(seed=1), torch.sigmoid(values(seed=2))
     for dtype, loss_dtype, number in (
-        (torch.float32, torch.float32, 8),
-        (torch.bfloat16, torch.bfloat16, 8),
-        (torch.bfloat16, torch.float32, 9),
-        (torch.float16, torch.float32, 9),
+        (torch.float32, torch.float32, 5),
+        (torch.bfloat16, torch.bfloat16, 5),
+        (torch.bfloat16, torch.float32, 6),
+        (torch.float16, torch.float32, 6),
     ):
         operands = gpu(grad.to(dtype)), gpu(y.to(dtype))
         for _ in range(2):
@@ -172,19 +174,19 @@ def test_the_dtype_of_the_loss_chooses_the_kernel(triton):
         (launch,) = FAKE.take_launches()
         assert launch[FUNCTION] == handle(number, 6, element_size=dtype.itemsize)
         assert launch[PARAMETERS][:2] == [operand.data_ptr() for operand in operands]
-    assert [key[0] for key in triton.calls] == [8, 8, 9, 9]
+    assert [key[0] for key in triton.calls] == [5, 5, 6, 6]
 
 
 def test_an_input_that_is_kept_has_a_kernel_of_its_own(triton):
     x = values()
-    kept = {"auto": 10, "input": 10, "output": 0}
+    kept = {"auto": 7, "input": 7, "output": 0}
     for saved, number in kept.items():
         for requires_grad, expected in ((True, number), (False, 0)):
             leaf = gpu(x.clone()).requires_grad_(requires_grad)
             for _ in range(2):
                 check(fused_sigmoid.sigmoid(leaf, saved=saved).detach(), torch.sigmoid(x))
             assert FAKE.take_launches()[-1][FUNCTION] == handle(expected, 5)
-    assert [key[0] for key in triton.calls] == [10, 0]
+    assert [key[0] for key in triton.calls] == [7, 0]
 
 
 def test_a_gradient_of_one_number(triton):
@@ -195,15 +197,17 @@ def test_a_gradient_of_one_number(triton):
         ("sigmoid_backward", x, 2.5 * d),
         ("sigmoid_backward_from_output", y, 2.5 * (1 - y) * y),
         ("sigmoid_backward_from_derivative", d, 2.5 * d),
+        ("sigmoid_backward_before_bce", y, 2.5 * (1 - y) * y),
     ):
+        others = (torch.float32,) if name == "sigmoid_backward_before_bce" else ()
         for _ in range(2):
-            result = getattr(OPERATORS, name)(gpu(one.expand(x.shape)), gpu(kept))
+            result = getattr(OPERATORS, name)(gpu(one.expand(x.shape)), gpu(kept), *others)
             torch.testing.assert_close(host(result), expected, rtol=2e-6, atol=1e-30)
             assert result.shape == x.shape
         (launch,) = FAKE.take_launches()
         assert launch[PARAMETERS][0] == one.data_ptr()
-        assert launch[GRID][0] == 5
-    assert len(triton.calls) == 3
+        assert launch[GRID][0] == 20
+    assert [key[1] for key in triton.calls] == [OF_ONE] * 4
 
 
 def test_out_and_in_place(triton):
@@ -242,25 +246,38 @@ def test_dtype_device_and_alignment_have_kernels_of_their_own(triton):
             OPERATORS.sigmoid.default.redispatch(CUDA, gpu(tensor, device))
         assert len(triton.calls) == before + 1
     assert len(set(triton.calls)) == 6
-    # Operands are bit 0, the result bit 1.
-    assert [key[3] for key in triton.calls] == [3, 2, 3, 3, 3, 3]
+    # What is wide: the operand is bit 0, the result bit 1.
+    assert [key[4] for key in triton.calls] == [3, 2, 3, 3, 3, 3]
 
 
-def test_a_small_call_takes_the_kernel_of_a_large_one(triton):
-    for size in (100_000, 1, 7, 1024, 1025):
-        x = values(size)
-        check(fused_sigmoid.sigmoid(gpu(x)), torch.sigmoid(x))
-    assert len(triton.calls) == 1
-    assert [launch[GRID][0] for launch in FAKE.take_launches()] == [1, 1, 1, 2]
-
-
-def test_a_block_has_as_many_elements_as_its_dtype_asks_for(triton):
-    for dtype, blocks in ((torch.float64, 20), (torch.float32, 5), (torch.bfloat16, 5)):
-        for _ in range(2):
-            fused_sigmoid.sigmoid(gpu(values(5000, dtype=dtype)))
-        (launch,) = FAKE.take_launches()
-        assert launch[GRID] == [blocks, 1, 1]
-        assert launch[PARAMETERS][2] == 5000
+def test_a_block_is_as_large_as_the_dtype_and_the_count_ask_for(triton):
+    small, large = 2**16, 2**16 + 1
+    for dtype, sizes in (
+        (torch.float64, (128, 256)),
+        (torch.float32, (256, 1024)),
+        (torch.float16, (256, 1024)),
+        (torch.bfloat16, (256, 1024)),
+    ):
+        blocks = triton_kernels.BLOCKS[dtype]
+        assert [(each.most, each.size) for each in blocks] == [
+            (small, sizes[0]),
+            (2**63 - 1, sizes[1]),
+        ]
+        triton.calls.clear()
+        for counts, size in (((small, 1, 7, 1025), sizes[0]), ((large, 3 * large), sizes[1])):
+            # One compilation serves every count of a block size, and no other.
+            for count in counts:
+                fused_sigmoid.sigmoid(gpu(values(count, dtype=dtype)))
+            launches = FAKE.take_launches()
+            assert [launch[GRID] for launch in launches] == [
+                [-(-count // size), 1, 1] for count in counts[1:]
+            ]
+            assert [launch[PARAMETERS][2] for launch in launches] == list(counts[1:])
+        assert [key[5] for key in triton.calls] == list(sizes)
+        # Both stay: neither takes the place of the other.
+        for count in (small, large):
+            fused_sigmoid.sigmoid(gpu(values(count, dtype=dtype)))
+        assert len(FAKE.take_launches()) == 2
 
 
 def test_empty_tensors_launch_nothing(triton):
@@ -325,13 +342,125 @@ def test_dense_layouts_go_as_they_are(triton, layout):
     assert launches[1][PARAMETERS][1] == x.data_ptr()
 
 
+# Each with the columns and the strides of what it makes of 6000 elements, and what of it and of the
+# dense result is wide; each is read in one launch, without a copy.
+ENDLESS = 2**31
+IN_ROWS = {
+    "part of each row": (lambda x: x.view(60, 100)[:, :80], (80, (100, 1), (80, 1)), 0b11),
+    "part of each row, odd": (lambda x: x.view(60, 100)[:, 1:80], (79, (100, 1), (79, 1)), 0),
+    "half of each row": (
+        lambda x: x.view(30, 200).chunk(2, -1)[1],
+        (100, (200, 1), (100, 1)),
+        0b11,
+    ),
+    "half of the channels": (
+        *(lambda x: x.view(5, 12, 10, 10).chunk(2, 1)[0], (600, (1200, 1), (600, 1)), 0b11),
+    ),
+    "every second row": (lambda x: x.view(60, 100)[::2], (100, (200, 1), (100, 1)), 0b11),
+    "every second element": (lambda x: x[::2], (ENDLESS, (0, 2), (0, 1)), 0b10),
+    "part of each column": (lambda x: x.view(60, 100).t()[:80], (80, (100, 1), (80, 1)), 0b11),
+    "one column": (lambda x: x.view(60, 100)[:, 4:5], (ENDLESS, (0, 100), (0, 1)), 0b10),
+    "a number for each row": (
+        *(lambda x: x[:60].view(60, 1).expand(60, 100), (100, (1, 0), (100, 1)), 0b10),
+    ),
+    "a row for all": (lambda x: x[:100].expand(60, 100), (100, (0, 1), (100, 1)), 0b11),
+}
+
+
+def strides_of(launch, tensors):
+    """The columns of a launch over rows, and the two strides of each tensor."""
+    columns, *strides = launch[PARAMETERS][tensors + 1 : tensors + 8]
+    return columns, [tuple(strides[2 * i : 2 * i + 2]) for i in range(tensors)]
+
+
+@pytest.mark.parametrize("name", IN_ROWS)
+def test_rows_go_as_they_are(triton, name):
+    make, (columns, *strides), wide = IN_ROWS[name]
+    x = make(values(6000))
+    for _ in range(2):
+        result = fused_sigmoid.sigmoid(gpu(x))
+    check(result, torch.sigmoid(x))
+    assert result.stride() == torch.sigmoid(x).stride()
+    ((number, layout, *_, found, _),) = triton.calls
+    assert (number, layout, found) == (0, ROWS, wide)
+    (launch,) = FAKE.take_launches()
+    assert launch[FUNCTION] == handle(0, 12, layout=ROWS)
+    assert launch[PARAMETERS][:3] == [x.data_ptr(), result.data_ptr(), x.numel()]
+    assert strides_of(launch, 2) == (columns, strides)
+
+
+@pytest.mark.parametrize("name", IN_ROWS)
+def test_gradients_in_rows_go_as_they_are(triton, name):
+    make, (columns, *strides), wide = IN_ROWS[name]
+    grad = make(values(6000))
+    x = torch.sigmoid(grad)  # laid out as the result above
+    expected = grad * torch.sigmoid(x) * torch.sigmoid(-x)
+    for _ in range(2):
+        result = OPERATORS.sigmoid_backward(gpu(grad), gpu(x))
+    torch.testing.assert_close(host(result), expected, rtol=2e-6, atol=1e-30)
+    ((number, layout, *_, found, _),) = triton.calls
+    assert (number, layout, found) == (2, ROWS, wide and wide | 0b110)
+    (launch,) = FAKE.take_launches()
+    assert launch[PARAMETERS][:2] == [grad.data_ptr(), x.data_ptr()]
+    assert strides_of(launch, 3) == (columns, [*strides, strides[1]])
+
+
+@pytest.mark.parametrize(
+    ("grad", "x", "columns", "strides"),
+    [
+        # Laid out otherwise than the input: transposed, and as a part of something larger.
+        ((1, 60), (100, 1), 100, [(1, 60), (100, 1), (100, 1)]),
+        ((100, 1), (1, 60), 60, [(1, 100), (60, 1), (60, 1)]),
+        ((200, 2), (100, 1), ENDLESS, [(0, 2), (0, 1), (0, 1)]),
+        ((100, 1), (400, 1), 100, [(100, 1), (400, 1), (100, 1)]),
+        # One number is read as one from an input without gaps, and else as rows.
+        ((0, 0), (300, 1), 100, [(0, 0), (300, 1), (100, 1)]),
+    ],
+)
+def test_a_gradient_laid_out_otherwise_than_the_input(triton, grad, x, columns, strides):
+    grad = values(60_000, seed=1).as_strided((60, 100), grad)
+    x = values(60_000).as_strided((60, 100), x)
+    expected = grad * torch.sigmoid(x) * torch.sigmoid(-x)
+    for _ in range(2):
+        result = OPERATORS.sigmoid_backward(gpu(grad), gpu(x))
+    torch.testing.assert_close(host(result), expected, rtol=2e-6, atol=1e-30)
+    (launch,) = FAKE.take_launches()
+    assert launch[PARAMETERS][:2] == [grad.data_ptr(), x.data_ptr()]
+    assert strides_of(launch, 3) == (columns, strides)
+
+
+def test_out_and_in_place_in_rows(triton):
+    x = values(6000).view(60, 100)
+    for _ in range(2):
+        memory = torch.full((60, 100), 7.0)
+        out = memory[:, 10:50]
+        OPERATORS.sigmoid_out(gpu(x[:, :40]), gpu(out))
+        check(gpu(out), torch.sigmoid(x[:, :40]))
+        assert (memory[:, :10] == 7).all()
+        assert (memory[:, 50:] == 7).all()
+        inside = memory[:, 10:50].copy_(x[:, :40])
+        moved = gpu(inside)
+        assert fused_sigmoid.sigmoid_(moved) is moved
+        check(moved, torch.sigmoid(x[:, :40]))
+        value, derivative = torch.full((2, 60, 100), 7.0)
+        pair = value[:, 10:50], derivative[:, ::2][:, :40]
+        OPERATORS.sigmoid_with_derivative_out(gpu(x[:, :40]), *map(gpu, pair))
+        check(gpu(pair[0]), torch.sigmoid(x[:, :40]))
+        check(gpu(pair[1]), torch.sigmoid(x[:, :40]) * torch.sigmoid(-x[:, :40]))
+        assert (value[:, 50:] == 7).all()
+        assert (derivative[:, 1::2] == 7).all()
+    assert {key[1] for key in triton.calls} == {ROWS}
+    assert len(FAKE.take_launches()) == 6 - len(triton.calls)
+
+
 def test_what_does_not_fit_is_left_to_the_other_way(triton):
     x = gpu(values())
     fused_sigmoid.sigmoid(x)
     OPERATORS.sigmoid_backward(x, x)
     fits = extension.launch_gpu_kernel
     assert fits(0, x, gpu(torch.zeros(5000)))
-    # Unlike alignment, dtype: not compiled yet.
+    # Unlike alignment, layout, dtype: not compiled yet.
+    assert not fits(0, gpu(values(4000)[::2]), gpu(torch.zeros(2000)))
     assert not fits(0, gpu(values(4000)), gpu(torch.zeros(4001)[1:]))
     assert not fits(0, gpu(values(dtype=torch.double)), gpu(torch.zeros(5000).double()))
     assert not fits(1, x, gpu(torch.zeros(5000)), gpu(torch.zeros(5000)))
@@ -349,7 +478,7 @@ def test_hooks_of_triton_see_every_launch(triton):
     for hooks in (
         runtime.launch_enter_hook.calls,
         runtime.launch_exit_hook.calls,
-        triton_kernels.SIGMOID.function.pre_run_hooks,
+        triton_kernels._dense_kernel.pre_run_hooks,
     ):
         for _ in range(2):
             fused_sigmoid.sigmoid(gpu(x))
@@ -410,8 +539,14 @@ REFUSALS = {
     "a launch for hip": {
         "metadata": {"target": types.SimpleNamespace(backend="hip", warp_size=64)}
     },
-    "other parameters than expected: there are more than 7": {"parameters": 5},
-    "other parameters than expected: parameter 0 has error 0, offset 0, size 4": {"odd": True},
+    "the compiled kernel has other parameters than expected: there are more than 7": {
+        "parameters": 5
+    },
+    "the compiled kernel has other parameters than expected: "
+    "parameter 0 has error 0, offset 0, size 4": {"odd": True},
+    # Of two tensors and a count, the count is missing: cuFuncGetParamInfo's error is told.
+    "the compiled kernel has other parameters than expected: "
+    "parameter 2 has error 1, offset 0, size 0": {"parameters": -1},
     "is not as expected": {"function_type": str},
 }
 
@@ -427,6 +562,25 @@ def test_a_kernel_that_is_not_as_expected_stays_with_triton(triton, reason):
     assert FAKE.take_launches() == []
     assert triton_kernels.launcher().startswith("Triton (")
     assert reason in triton_kernels.launcher()
+
+
+def test_on_amd_no_driver_of_cuda_is_asked(triton, monkeypatch):
+    asked = []
+    monkeypatch.setattr(extension, "add_gpu_kernel", lambda *arguments: asked.append(arguments))
+    triton.metadata = REFUSALS["a launch for hip"]["metadata"]
+    x = values()
+    for tensor in (x, x[::2]):
+        for _ in range(2):
+            check(fused_sigmoid.sigmoid(gpu(tensor)), torch.sigmoid(tensor))
+    assert len(triton.calls) == 4
+    assert (asked, FAKE.take_launches()) == ([], [])
+    info = importlib.import_module("fused_sigmoid.__main__")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: gpu(x))
+    assert info.information()["route on GPU"] == (
+        "Triton kernels on a GPU, launched by Triton (the compiled kernel needs a launch for hip)"
+    )
 
 
 def test_a_kernel_without_parameters_of_triton_is_launched(triton):
