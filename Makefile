@@ -74,6 +74,7 @@ MACHINE ?= $(shell $(BIN)/python -c 'import torch; from bench import machine; \
 check-full: build ## measure the errors of every kernel, for all 2^32 numbers of float32
 	$(BIN)/python -m fused_sigmoid check --full --json bench/results/$(MACHINE)/check.json
 	$(BIN)/python -m bench.error_budget --output docs/figures/error_budget.json
+	$(BIN)/python -m tests.native.run quotient
 
 lint: build ## ruff, mypy, clang-format
 	$(BIN)/ruff check

@@ -52,7 +52,6 @@ NOTHING, COPIED, PRODUCT = STEP_WORKS = (
 )
 KERNELS = {"forward": "SIGMOID", "pair": "SIGMOID_WITH_DERIVATIVE", "backward": "BACKWARD"}
 
-DENSE = 0  # of the kernels' layouts
 LARGE_BYTES = 128 * MI  # of one tensor
 # Of one tensor, of which a step has four; the cache of an H100 has 50 MB.
 STEP_BYTES = (4 * MI, 8 * MI, 12 * MI, 16 * MI, 24 * MI, 32 * MI, 64 * MI)
@@ -250,7 +249,7 @@ def _pair(module: types.ModuleType, x: torch.Tensor) -> list[torch.Tensor]:
 
 def _bind(kernel: Any, variant: Variant, tensors: Sequence[torch.Tensor]) -> Call:
     count, wide = tensors[-1].numel(), 2 ** len(tensors) - 1
-    function, constants = kernel.compiled_for(DENSE, wide)
+    function, constants = kernel.compiled_for(static.DENSE, wide)
     launch = function[(triton.cdiv(count, variant.block_size),)]
     options = variant.options() | constants | {"block_size": variant.block_size}
     first, second, third = (*tensors, None)[:3]

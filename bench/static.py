@@ -22,6 +22,9 @@ RECORD = Path(__file__).resolve().parent.parent / "docs/figures/static.json"
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 MOST_TENSORS = 3
+DENSE, ROWS = 0, 2  # of the kernels' layouts
+# What is read in rows as well, by the architecture that was measured.
+IN_ROWS, ROWS_CAPABILITY = ("sigmoid", "sigmoid_with_derivative", "backward"), 90
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 # By the first letters of an instruction's name, the first that fits. What is none of them
@@ -101,7 +104,7 @@ class Code:
 
 
 def compile_kernel(
-    kernel: Any, dtype: str, capability: int, layout: int = 0, wide: int | None = None
+    kernel: Any, dtype: str, capability: int, layout: int = DENSE, wide: int | None = None
 ) -> Any:
     """As its launch compiles it for large tensors of a layout, all of them wide unless said."""
     from fused_sigmoid import triton_kernels
@@ -117,7 +120,7 @@ def compile_with(
     target: tuple[str, int | str, int],
     block_size: int,
     options: dict[str, Any],
-    layout: int = 0,
+    layout: int = DENSE,
     wide: int | None = None,
 ) -> Any:
     """For a backend, its architecture and its threads in a warp, with blocks and options of one's
@@ -220,10 +223,10 @@ def resident_warps(registers: int) -> int:
 
 
 def loads_before_waiting(instructions: Sequence[str]) -> int:
-    """Bytes of the loads before the first arithmetic in floats, which waits for one."""
+    """Bytes of the loads before the first arithmetic in floats behind one, which waits for it."""
     found = 0
     for instruction in instructions:
-        if kind(instruction) in ("float", "float64", "special", "conversion"):
+        if found and kind(instruction) in ("float", "float64", "special", "conversion"):
             break
         if kind(instruction) == "load":
             width = re.search(r"LDG\.E\S*?\.(\d+)", instruction)
@@ -231,8 +234,8 @@ def loads_before_waiting(instructions: Sequence[str]) -> int:
     return found
 
 
-def read(name: str, kernel: Any, dtype: str, capability: int) -> Code:
-    compiled = compile_kernel(kernel, dtype, capability)
+def read(name: str, kernel: Any, dtype: str, capability: int, layout: int = DENSE) -> Code:
+    compiled = compile_kernel(kernel, dtype, capability, layout)
     block = whole_block(compiled.asm["sass"])
     used = resources(compiled.asm["cubin"])
     counted = count(block)
@@ -265,6 +268,9 @@ def every_code() -> Iterator[Code]:
         for name, kernel in kernels().items():
             for dtype in DTYPES:
                 yield read(name, kernel, dtype, capability)
+    for name in IN_ROWS:
+        for dtype in DTYPES:
+            yield read(f"{name}, rows", kernels()[name], dtype, ROWS_CAPABILITY, ROWS)
 
 
 def document(found: Sequence[Code]) -> dict[str, Any]:

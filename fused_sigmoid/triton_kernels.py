@@ -1,8 +1,8 @@
 """The GPU kernels and their launch: value and derivative of the sigmoid in one pass.
 
-Depends on torch, Triton, the generated constants and formula.py; `ops.py` imports it on the first
-GPU tensor. The arithmetic is the one in csrc/numerics, with the same roundings, so that the bits
-agree.
+Depends on torch, Triton, the generated constants, formula.py, and the extension, which knows how
+tensors lie and launches what was compiled; `ops.py` imports it on the first GPU tensor. The
+arithmetic is the one in csrc/numerics, with the same roundings, so that the bits agree.
 """
 
 # Kernels get their types from Triton at their launch.
@@ -119,11 +119,11 @@ def _quotient(numerator, sum):
     """numerator / sum, rounded to nearest.
 
     In float32 a quotient by the reciprocal and one rounded correction are enough for the numerators
-    and the sums that occur: the bits were the correctly rounded division's for every input on an
-    H100, and are so under the interpreter for reciprocals two units in the last place off. In
-    general that division takes two steps more, and a branch to a slow path for operands at the ends
-    of the range, past which the compiler moves nothing: the elements of a thread would divide one
-    after another.
+    and the sums that occur: it gave the results of the rounded division for every input on an H100,
+    and gives them for reciprocals up to two units in the last place off (tests/native/quotient.cpp).
+    In general that division takes two steps more, and a branch to a slow path for operands at the
+    ends of the range, past which the compiler moves nothing: the elements of a thread would divide
+    one after another.
     """
     if sum.dtype == tl.float64:
         quotient = numerator / sum

@@ -139,6 +139,11 @@ def x() -> torch.Tensor:
     return torch.randn(5000, device="cuda")
 
 
+def on_cpu(x: torch.Tensor) -> torch.Tensor:
+    """The value by the CPU's kernel, whose bits the GPU's are to be."""
+    return fused_sigmoid.sigmoid(x.cpu()).to(x.device)
+
+
 def assert_launched_by_the_extension(count: int, before: int) -> None:
     from fused_sigmoid import triton_kernels
 
@@ -210,7 +215,8 @@ def test_a_training_step_has_two_launches(x: torch.Tensor, saved: str) -> None:
 
 @pytest.mark.gpu
 def test_launches_follow_the_current_stream(x: torch.Tensor) -> None:
-    expected = fused_sigmoid.sigmoid(x)
+    expected = on_cpu(x)
+    fused_sigmoid.sigmoid(x)  # compiles
     side = torch.cuda.Stream()
     input = torch.zeros_like(x)
     side.wait_stream(torch.cuda.current_stream())
@@ -235,15 +241,14 @@ def test_a_graph_captures_and_replays(x: torch.Tensor) -> None:
     for scale in (1.0, -2.0):
         input.copy_(x * scale)
         graph.replay()
-        inner = fused_sigmoid.sigmoid(x * scale)
-        expected = fused_sigmoid.sigmoid_with_derivative(inner)
-        assert torch.equal(value, expected[0])
-        assert torch.equal(derivative, expected[1])
+        expected = fused_sigmoid.sigmoid_with_derivative(on_cpu(x * scale).cpu())
+        assert torch.equal(value.cpu(), expected[0])
+        assert torch.equal(derivative.cpu(), expected[1])
 
 
 @pytest.mark.gpu
 def test_a_new_thread_can_launch(x: torch.Tensor) -> None:
-    expected = fused_sigmoid.sigmoid(x)
+    expected = on_cpu(x)
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(fused_sigmoid.sigmoid(x))) for _ in range(8)
@@ -260,7 +265,7 @@ def test_a_new_thread_can_launch(x: torch.Tensor) -> None:
 def test_a_tensor_of_another_device(x: torch.Tensor) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one CUDA device")
-    expected = fused_sigmoid.sigmoid(x)
+    expected = on_cpu(x)
     other = x.to("cuda:1")
     for _ in range(2):
         result = fused_sigmoid.sigmoid(other)
@@ -282,12 +287,13 @@ def test_hooks_of_triton_see_launches(x: torch.Tensor) -> None:
     knobs.runtime.launch_enter_hook.add(hook)
     try:
         before = extension.gpu_launches()
-        fused_sigmoid.sigmoid(x)
+        result = fused_sigmoid.sigmoid(x)
         assert extension.gpu_launches() == before
         assert len(seen) == 1
     finally:
         knobs.runtime.launch_enter_hook.remove(hook)
-    fused_sigmoid.sigmoid(x)
+    assert torch.equal(result, on_cpu(x))
+    assert torch.equal(fused_sigmoid.sigmoid(x), on_cpu(x))
     assert extension.gpu_launches() == before + 1
 
 
@@ -310,7 +316,10 @@ def test_peak_memory_of_a_training_step(dtype: torch.dtype, saved: str, more: in
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
         module(source * 1).backward(grad)
-        return torch.cuda.max_memory_allocated() - start
+        found = torch.cuda.max_memory_allocated() - start
+        assert source.grad is not None
+        assert (source.grad == 0.25).all()
+        return found
 
     difference = peak(FusedSigmoid(saved=saved)) - peak(torch.nn.Sigmoid())
     assert difference <= more * bytes_of_one

@@ -1,9 +1,10 @@
-"""Builds the kernels without torch, under sanitizers, with a driver, and runs it. Called by
-`make sanitize` and `make fuzz`.
+"""Builds the kernels without torch, under sanitizers, with a driver, and runs it; or the arithmetic
+of the GPU's quotient alone. Called by `make sanitize`, `make fuzz` and `make check-full`.
 
     python -m tests.native.run sanitize [--record FILE.json]
     python -m tests.native.run fuzz --executions 10000000 [--record FILE.json]
     python -m tests.native.run properties [--record FILE.json]
+    python -m tests.native.run quotient [--step 1021]
 
 Depends on setup.py for the flags, so that what is tried is compiled as what is shipped, and on
 bench.reliability for the file of figures.
@@ -211,11 +212,44 @@ def properties() -> dict[str, Any]:
     return found
 
 
+def quotient(step: int) -> dict[str, dict[str, int]]:
+    """By dtype the numbers tried, and how many results differ from the rounded division's for each
+    error of the reciprocal."""
+    folder = BUILD / "quotient"
+    folder.mkdir(parents=True, exist_ok=True)
+    flags, _ = shipped()
+    # With the hardware's fma where there is one; libm's is right too, but slow.
+    flags += ["-std=c++17", "-O3", "-march=native", "-Wall", "-Wextra"]
+    program = folder / "quotient"
+    source = Path(__file__).parent / "quotient.cpp"
+    subprocess.run([GXX, *flags, source, "-o", program], check=True)
+    shares = os.cpu_count() or 1
+    parts = run(program, [(str(step), str(share), str(shares)) for share in range(shares)])
+    found = {
+        dtype: {key: sum(part[dtype][key] for part in parts) for key in parts[0][dtype]}
+        for dtype in parts[0]
+    }
+    for dtype, counts in found.items():
+        print(f"{dtype}: {counts}")
+    return found
+
+
+def wrong_quotients(found: dict[str, dict[str, int]]) -> int:
+    """How many results differ by a quotient that is corrected."""
+    return sum(
+        count
+        for counts in found.values()
+        for way, count in counts.items()
+        if way not in ("numbers", "uncorrected")
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Try the kernels alone, under sanitizers.")
+    parser = argparse.ArgumentParser(description="Try the kernels alone.")
     add = parser.add_argument
-    add("what", choices=("sanitize", "fuzz", "properties"))
+    add("what", choices=("sanitize", "fuzz", "properties", "quotient"))
     add("--executions", type=int, default=1_000_000, help="of kernels, by the fuzz target")
+    add("--step", type=int, default=1, help="of the float32 that a quotient is tried with")
     add("--only", action="append", choices=list(SANITIZE), help="this sanitizer")
     add("--csrc", type=Path, default=ROOT / "csrc", help="other kernels, such as broken ones")
     add("--record", type=Path, metavar="FILE.json", help="keep the figures in this file")
@@ -226,6 +260,8 @@ def main() -> None:
         "fuzz": lambda: fuzz(csrc, chosen.executions),
         "properties": properties,
     }
+    if chosen.what == "quotient":
+        sys.exit(1 if wrong_quotients(quotient(chosen.step)) else 0)
     found = checks[chosen.what]()
     if chosen.record:
         from bench import reliability
