@@ -127,11 +127,13 @@ def _real(input: Tensor) -> Tensor:
 
 
 def _fits(out: Tensor, input: Tensor) -> bool:
-    """Whether ``out`` is what is written to, and may be while ``input`` is read."""
+    """Whether a kernel may write to ``out`` while it reads ``input``: not if ``out`` is expanded."""
     if out.shape != input.shape or out.dtype != input.dtype or out.device != input.device:
         return False
     if not _share_memory(out, input):
-        return True
+        return all(
+            stride or size == 1 for size, stride in zip(out.shape, out.stride(), strict=True)
+        )
     return out.data_ptr() == input.data_ptr() and out.stride() == input.stride()
 
 

@@ -120,7 +120,7 @@ def _quotient(numerator, sum):
 
     In float32 a quotient by the reciprocal and one rounded correction are enough for the numerators
     and the sums that occur: it gave the results of the rounded division for every input on an H100,
-    and gives them for reciprocals up to two units in the last place off (tests/native/quotient.cpp).
+    and gives them by reciprocals up to two units in the last place off (tests/native/quotient.cpp).
     In general that division takes two steps more, and a branch to a slow path for operands at the
     ends of the range, past which the compiler moves nothing: the elements of a thread would divide
     one after another.

@@ -1,5 +1,5 @@
-"""The quotient of the GPU kernels by a reciprocal has the bits of the rounded division: in all halves
-and a part of float32 here, in all of float32 by `make check-full`.
+"""The quotient of the GPU kernels by a reciprocal has the bits of the rounded division: in all
+halves and a part of float32 here, in all of float32 by `make check-full`.
 
 The arithmetic before it is csrc/numerics', whose bits are the kernels'. That the kernels divide so
 is held in test_triton_interpreter.py.
