@@ -127,7 +127,7 @@ def _real(input: Tensor) -> Tensor:
 
 
 def _fits(out: Tensor, input: Tensor) -> bool:
-    """Whether a kernel may write to ``out`` while it reads ``input``: not if ``out`` is expanded."""
+    """Whether a kernel may write to ``out`` while it reads ``input``; to an expanded one never."""
     if out.shape != input.shape or out.dtype != input.dtype or out.device != input.device:
         return False
     if not _share_memory(out, input):
