@@ -78,7 +78,7 @@ EXPONENTIAL = """    if x.dtype != tl.float64:
         return power * _reciprocal(1.0 + power)
     shifted = tl.fma("""
 STORE = "tl.store(pointers, block, mask=mask"
-LOAD = "            block = tl.load(pointers, mask=mask"
+LOAD = "        block = tl.load(pointers, mask=mask"
 # By name: each passage of the source that is replaced, and by what.
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "present": (),

@@ -140,7 +140,7 @@ PyObject* sigmoid_with_derivative(PyObject*, PyObject* object) {
   END_HANDLE_TH_ERRORS
 }
 
-// Sets a Python error for a number that is none of the kernels or layouts.
+// Sets a Python error for a number that is none of `count`.
 template <class Named>
 bool parse_number(const char* what, unsigned long number, size_t count, Named& named) {
   named = static_cast<Named>(number);
@@ -168,7 +168,8 @@ PyObject* add_gpu_kernel(PyObject*, PyObject* arguments) {
   gpu::Kernel kernel;
   gpu::Layout layout;
   if (!parse_number("kernel", number, gpu::kernels, kernel) ||
-      !parse_number("layout", layout_number, gpu::layouts, layout)) {
+      !parse_number("layout", layout_number, gpu::layouts, layout) ||
+      !parse_number("wide", wide, size_t{1} << gpu::most_tensors, wide)) {
     return nullptr;
   }
   gpu::Launch launch{reinterpret_cast<void*>(function), block_size, fewest, most, threads, {}};

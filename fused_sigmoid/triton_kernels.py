@@ -256,10 +256,15 @@ def _remaining(count, block_size: tl.constexpr):
     return tl.minimum(count - _start(block_size), block_size).to(tl.int32)
 
 
+# A tensor is placed by its columns and its strides from row to row and from column to column, or by
+# three times None if it has no gaps. If it `is_wide`, 16 bytes of it are read or written at a time:
+# its columns are a multiple of what these hold, and one lies beside the other.
+
+
 @triton.jit
-def _pointers(tensor, columns, row_stride, column_stride, is_wide: tl.constexpr, block_size):
-    """To this program's block of a tensor: in rows of `columns`, or, if that is None, without gaps.
-    If it `is_wide`, 16 bytes can be read or written at a time: with a column stride of 1."""
+def _pointers(placed, is_wide: tl.constexpr, block_size: tl.constexpr):
+    """To this program's block of a tensor."""
+    tensor, columns, row_stride, column_stride = placed
     if columns is None:
         pointers = tensor + _start(block_size) + tl.arange(0, block_size)
     else:
@@ -267,7 +272,6 @@ def _pointers(tensor, columns, row_stride, column_stride, is_wide: tl.constexpr,
         place = (_start(block_size) + tl.arange(0, block_size)).to(tl.uint32)
         length = columns.to(tl.uint32)
         if is_wide:
-            # What is read at a time does not reach into the next row.
             length = tl.multiple_of(length, 128 // tensor.dtype.element_ty.primitive_bitwidth)
         row, column = (place // length).to(tl.int64), (place % length).to(tl.int64)
         pointers = tensor + (row * row_stride + (column if is_wide else column * column_stride))
@@ -277,43 +281,25 @@ def _pointers(tensor, columns, row_stride, column_stride, is_wide: tl.constexpr,
 
 
 @triton.jit
-def _load(
-    tensor,
-    columns,
-    row_stride,
-    column_stride,
-    mask,
-    how: tl.constexpr,
-    is_wide: tl.constexpr,
-    block_size: tl.constexpr,
-):
+def _load(placed, mask, how: tl.constexpr, is_wide: tl.constexpr, block_size: tl.constexpr):
     if how == _AS_ONE:
-        block = tl.load(tensor)
+        block = tl.load(placed[0])
+    elif how == _TO_KEEP:
+        # The backward pass reads an input that is kept again, and finds it in the cache if the next
+        # layers leave it there: up to 12 % of a step (docs/gpu.md).
+        pointers = _pointers(placed, is_wide, block_size)
+        block = tl.load(pointers, mask=mask, eviction_policy="evict_last")
     else:
-        pointers = _pointers(tensor, columns, row_stride, column_stride, is_wide, block_size)
-        if how == _TO_KEEP:
-            # The backward pass reads an input that is kept again, and finds it in the cache if the
-            # next layers leave it there: up to 12 % of a step (docs/gpu.md).
-            block = tl.load(pointers, mask=mask, eviction_policy="evict_last")
-        else:
-            block = tl.load(pointers, mask=mask)
+        pointers = _pointers(placed, is_wide, block_size)
+        block = tl.load(pointers, mask=mask)
     return _widened(block)
 
 
 @triton.jit
-def _store(
-    tensor,
-    columns,
-    row_stride,
-    column_stride,
-    block,
-    mask,
-    is_wide: tl.constexpr,
-    block_size: tl.constexpr,
-):
+def _store(placed, block, mask, is_wide: tl.constexpr, block_size: tl.constexpr):
     """Writes a block, rounded once to the tensor's dtype."""
-    block = block.to(tensor.dtype.element_ty)
-    pointers = _pointers(tensor, columns, row_stride, column_stride, is_wide, block_size)
+    block = block.to(placed[0].dtype.element_ty)
+    pointers = _pointers(placed, is_wide, block_size)
     tl.store(pointers, block, mask=mask)
 
 
@@ -328,31 +314,21 @@ def _run(
     first,
     second,
     third,
-    columns,
-    first_row,
-    first_column,
-    second_row,
-    second_column,
-    third_row,
-    third_column,
 ):
     """The function of this program's block of one operand or two, into the results behind them."""
-    dtype: tl.constexpr = first.dtype.element_ty
-    first = first, columns, first_row, first_column
-    second = second, columns, second_row, second_column
-    third = third, columns, third_row, third_column
+    dtype: tl.constexpr = first[0].dtype.element_ty
     if reads == 2:
-        kept = _load(*second, mask, _PLAINLY, wide & 2, block_size)
-        g = _load(*first, mask, how, wide & 1, block_size)
-        _store(*third, function(g, kept, dtype), mask, wide & 4, block_size)
+        kept = _load(second, mask, _PLAINLY, wide & 2, block_size)
+        g = _load(first, mask, how, wide & 1, block_size)
+        _store(third, function(g, kept, dtype), mask, wide & 4, block_size)
     else:
-        x = _load(*first, mask, how, wide & 1, block_size)
+        x = _load(first, mask, how, wide & 1, block_size)
         if third[0] is None:
-            _store(*second, function(x, dtype), mask, wide & 2, block_size)
+            _store(second, function(x, dtype), mask, wide & 2, block_size)
         else:
             value, derivative = function(x, dtype)
-            _store(*second, value, mask, wide & 2, block_size)
-            _store(*third, derivative, mask, wide & 4, block_size)
+            _store(second, value, mask, wide & 2, block_size)
+            _store(third, derivative, mask, wide & 4, block_size)
 
 
 # Two kernels run the functions. Bit i of `wide` says that the i-th tensor, operands first, is read
@@ -381,13 +357,15 @@ def _dense_kernel(
     block_size: tl.constexpr,
 ):
     """Over tensors without gaps, all in one order."""
+    first = first, None, None, None
+    second = second, None, None, None
+    third = third, None, None, None
     remaining = _remaining(count, block_size)
-    tensors = first, second, third, None, None, None, None, None, None, None
     if remaining >= block_size:
-        _run(function, reads, how, wide, block_size, None, *tensors)
+        _run(function, reads, how, wide, block_size, None, first, second, third)
     else:
         mask = tl.arange(0, block_size) < remaining
-        _run(function, reads, how, wide, block_size, mask, *tensors)
+        _run(function, reads, how, wide, block_size, mask, first, second, third)
 
 
 @triton.jit(
@@ -415,15 +393,16 @@ def _rows_kernel(
     wide: tl.constexpr,
     block_size: tl.constexpr,
 ):
-    """Over less than 2**31 elements in rows of so many columns, each tensor with a stride from row
-    to row and one from column to column."""
+    """Over less than 2**31 elements in rows."""
+    first = first, columns, first_row, first_column
+    second = second, columns, second_row, second_column
+    third = third, columns, third_row, third_column
     remaining = _remaining(count, block_size)
-    strides = first_row, first_column, second_row, second_column, third_row, third_column
     if remaining >= block_size:
-        _run(function, reads, how, wide, block_size, None, first, second, third, columns, *strides)
+        _run(function, reads, how, wide, block_size, None, first, second, third)
     else:
         mask = tl.arange(0, block_size) < remaining
-        _run(function, reads, how, wide, block_size, mask, first, second, third, columns, *strides)
+        _run(function, reads, how, wide, block_size, mask, first, second, third)
 
 
 class Layout(enum.IntEnum):
