@@ -469,7 +469,8 @@ def test_what_overlaps_is_not_launched(triton):
     ):
         with pytest.raises(NotImplementedError):
             fused_sigmoid.sigmoid(input, out=out)
-    assert FAKE.take_launches() == []
+        # Into memory of its own at the most.
+        assert out.data_ptr() not in [launch[PARAMETERS][1] for launch in FAKE.take_launches()]
 
 
 def test_what_does_not_fit_is_left_to_the_other_way(triton):
