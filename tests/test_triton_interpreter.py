@@ -611,6 +611,7 @@ def test_empty_tensors_launch_nothing(kernels, monkeypatch):
 ROWS = {
     "part of each row": lambda x: x.reshape(16, 48)[:, :24],
     "part of each row, odd": lambda x: x.reshape(16, 48)[:, 1:24],
+    "part of each odd row": lambda x: x[:765].reshape(15, 51)[:, :24],
     "half of each row": lambda x: x.reshape(8, 2, 48).chunk(2, -1)[1],
     "half of the channels": lambda x: x.reshape(4, 8, 4, 6).chunk(2, 1)[0],
     "every second row": lambda x: x.reshape(16, 48)[::2],
@@ -682,12 +683,17 @@ def test_what_a_row_has_by_sixteen_bytes_is_read_so(kernels):
         "a row for all": 0b11,
         # Nothing that is read, but all that is written.
         "every second element": 0b10,
+        "part of each odd row": 0b10,
         "a number for each row": 0b10,
         "part of each row, odd": 0,
     }
     for dtype in DTYPES:
         assert {name: wide(ROWS[name], dtype) for name in expected} == expected
         assert wide(ROWS["part of each row"], dtype, "unaligned") == 0b10
+        # In place, where what is beside the last columns must stay.
+        for columns, expected_in_place in ((24, 0b11), (23, 0)):
+            part = _random(768, dtype).reshape(16, 48)[:, :columns]
+            assert kernels._call(kernels.SIGMOID, (part, part)).wide == expected_in_place
 
 
 def _random_view(generator, make, shape):
