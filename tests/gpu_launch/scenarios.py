@@ -275,9 +275,13 @@ def test_a_block_is_as_large_as_the_dtype_and_the_count_ask_for(triton):
             assert [launch[PARAMETERS][2] for launch in launches] == list(counts[1:])
         assert [key[5] for key in triton.calls] == list(sizes)
         # Both stay: neither takes the place of the other.
-        for count in (small, large):
+        for count in (small, large, 1):
             fused_sigmoid.sigmoid(gpu(values(count, dtype=dtype)))
-        assert len(FAKE.take_launches()) == 2
+        assert [launch[GRID][0] for launch in FAKE.take_launches()] == [
+            -(-small // sizes[0]),
+            -(-large // sizes[1]),
+            1,
+        ]
 
 
 def test_empty_tensors_launch_nothing(triton):
