@@ -219,10 +219,22 @@ def _assert_all_within(results, dtype):
         _assert_within(result, reference, tolerance)
 
 
-def _sizes(kernels, dtype):
-    """None, one, around the blocks of small counts, and whole and part blocks of large ones."""
-    block, most = kernels.blocks_for(dtype, 1).size, kernels.blocks_for(dtype, 1).most
-    return [0, 1, 2, block - 1, block, block + 1, 3 * block + 7, most + 8]
+@pytest.fixture
+def sizes(kernels, monkeypatch):
+    """Of a dtype: none, one, and around blocks of small and of large counts, which begin early."""
+    begin = 1500
+    blocks = {
+        dtype: (small._replace(most=begin - 1), large._replace(fewest=begin))
+        for dtype, (small, large) in kernels.BLOCKS.items()
+    }
+    monkeypatch.setattr(kernels, "BLOCKS", blocks)
+
+    def of(dtype):
+        small, large = (each.size for each in kernels.BLOCKS[dtype])
+        some = [0, 1, 2, small - 1, small, small + 1, 3 * small + 7]
+        return [*some, 2 * large, begin, begin + large]
+
+    return of
 
 
 # NVIDIA's reciprocal is off by one unit in the last place at the most.
@@ -284,11 +296,11 @@ def _accesses():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nothing_outside_the_tensors_is_touched(kernels, dtype):
+def test_nothing_outside_the_tensors_is_touched(kernels, sizes, dtype):
     # The first test here: the others crash where this one fails.
     guard, sentinel = 1024, 7.0
     for kernel in kernels.KERNELS:
-        for size in _sizes(kernels, dtype):
+        for size in sizes(dtype):
             buffers = [
                 torch.full((guard + size + guard,), sentinel, dtype=dtype)
                 for _ in range(kernel.reads + kernel.writes)
@@ -439,8 +451,8 @@ def test_subnormal_gradients_survive(kernels, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_size(kernels, dtype):
-    for size in _sizes(kernels, dtype):
+def test_every_size(kernels, sizes, dtype):
+    for size in sizes(dtype):
         grad, x = _random(size, dtype, seed=1), _random(size, dtype)
         _assert_all_within(_results(kernels, grad, x), dtype)
 
@@ -694,6 +706,11 @@ def test_what_a_row_has_by_sixteen_bytes_is_read_so(kernels):
         for columns, expected_in_place in ((24, 0b11), (23, 0)):
             part = _random(768, dtype).reshape(16, 48)[:, :columns]
             assert kernels._call(kernels.SIGMOID, (part, part)).wide == expected_in_place
+        # All results, or nothing.
+        aligned, unaligned = torch.empty(16, dtype=dtype), torch.empty(17, dtype=dtype)[1:]
+        assert kernels._call(kernels.SIGMOID, (aligned, unaligned)).wide == 0
+        for pair in ((aligned, unaligned), (unaligned, aligned)):
+            assert kernels._call(kernels.SIGMOID_WITH_DERIVATIVE, (aligned, *pair)).wide == 0
 
 
 def _random_view(generator, make, shape):
