@@ -2,8 +2,8 @@
 // devices by c10's interfaces, so that a build without CUDA serves every torch.
 #include "gpu.h"
 
+#include <ATen/TensorIterator.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <dlfcn.h>
@@ -206,6 +206,18 @@ bool is_expanded_number(const at::Tensor& tensor) {
 // One row without an end, longer than any count of elements that is divided into rows.
 constexpr int64_t endless = int64_t{1} << 31;
 
+// Divides numbers below 2^31 by a product: n / d = (the high 32 bits of n `factor`, plus n) >>
+// `shift`, as in Granlund and Montgomery, "Division by invariant integers using multiplication"
+// (1994). A division in a kernel takes five times as many instructions.
+struct Divisor {
+  int64_t shift = 0;
+  int64_t factor;
+  explicit Divisor(int64_t d) {
+    while ((int64_t{1} << shift) < d) ++shift;
+    factor = ((int64_t{1} << 32) * ((int64_t{1} << shift) - d)) / d + 1;
+  }
+};
+
 // Fills in rows' strides and what can be read wide; false if the tensors do not lie in rows.
 bool fill_in_rows(Call& call, at::ArrayRef<at::Tensor> tensors, size_t operands) {
   const int64_t count = tensors.back().numel();
@@ -221,7 +233,8 @@ bool fill_in_rows(Call& call, at::ArrayRef<at::Tensor> tensors, size_t operands)
   const int64_t columns = is_one_row ? endless : inner.size;
   const int64_t bytes = static_cast<int64_t>(tensors[0].element_size());
   call.layout = Layout::rows;
-  call.numbers = {count, columns};
+  const Divisor divisor(columns);
+  call.numbers = {count, columns, divisor.factor, divisor.shift};
   for (size_t i = 0; i < most_tensors; ++i) {
     const int64_t row = outer.strides[i], column = inner.strides[i];
     call.numbers.push_back(row);
@@ -231,17 +244,6 @@ bool fill_in_rows(Call& call, at::ArrayRef<at::Tensor> tensors, size_t operands)
     if (i < tensors.size()) call.wide |= static_cast<unsigned>(is_wide) << i;
   }
   return true;
-}
-
-// With the strides that torch.sigmoid gives its result. A contiguous tensor may have any stride
-// where it has one element; the result has the usual.
-at::Tensor empty_result(const at::Tensor& operand) {
-  for (const auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast}) {
-    if (operand.is_contiguous(format)) {
-      return at::empty(operand.sizes(), operand.options(), format);
-    }
-  }
-  return at::empty_like(operand, at::MemoryFormat::Preserve);
 }
 
 }  // namespace
@@ -254,6 +256,17 @@ bool is_left_to_triton() {
                                 "'; accepted are 'extension' and 'triton'");
   }
   return choice == "triton";
+}
+
+at::Tensor empty_result(at::ArrayRef<at::Tensor> operands) {
+  const at::Tensor& last = operands.back();
+  const bool is_usual = std::all_of(operands.begin(), operands.end(),
+                                    [](const at::Tensor& each) { return each.is_contiguous(); });
+  if (is_usual) return at::empty(last.sizes(), last.options());
+  at::TensorIteratorConfig config;
+  config.add_owned_output(at::Tensor());
+  for (const at::Tensor& operand : operands) config.add_const_input(operand);
+  return config.build().output();
 }
 
 std::optional<Call> call_of(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
@@ -277,8 +290,9 @@ std::optional<Call> call_of(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
   } else if (!fill_in_rows(call, tensors, reads)) {
     return std::nullopt;
   }
-  // A thread has the elements that it reads and writes at a time: were those of the operands not
-  // those of the results, they would have to be exchanged.
+  // The compiler gives a thread the elements that it writes at a time. Operands may be read by
+  // single elements all the same; but were results written by single elements and an operand read
+  // 16 bytes at a time, threads would have to exchange elements through shared memory.
   const unsigned all = (1u << tensors.size()) - 1, of_results = all & ~((1u << reads) - 1);
   if ((call.wide & of_results) != of_results) call.wide = 0;
   return call;
@@ -361,7 +375,7 @@ bool fits(at::ArrayRef<at::Tensor> tensors) {
 c10::SmallVector<at::Tensor, 3> run(Kernel kernel, at::ArrayRef<at::Tensor> operands) {
   c10::SmallVector<at::Tensor, 3> tensors(operands.begin(), operands.end());
   for (size_t i = 0; i < results[static_cast<size_t>(kernel)]; ++i) {
-    tensors.push_back(empty_result(operands.back()));
+    tensors.push_back(empty_result(operands));
   }
   if (!launch(kernel, tensors)) return {};
   tensors.erase(tensors.begin(), tensors.begin() + operands.size());

@@ -64,23 +64,27 @@ struct Launch {
   std::vector<const ssize_t*> hook_counts;
 };
 
+// How many numbers a kernel gets in a layout.
+constexpr size_t numbers_in(Layout layout) {
+  return layout == Layout::rows ? 4 + 2 * most_tensors : 1;
+}
+
 // The tensors of a call as a kernel gets them: the memory of each, the count of elements and, in
-// rows, the columns and each tensor's strides from row to row and from column to column.
+// rows, the columns with what divides by them (see `Divisor` in gpu.cpp) and each tensor's strides
+// from row to row and from column to column.
 struct Call {
   Layout layout;
   unsigned wide;
   std::array<const void*, most_tensors> pointers;
-  c10::SmallVector<int64_t, 2 + 2 * most_tensors> numbers;
+  c10::SmallVector<int64_t, numbers_in(Layout::rows)> numbers;
 };
 
 // Of a kernel's operands and results, of one shape, dtype and device and at least one element. None
-// if they lie in no layout, or a result overlaps itself.
+// if they lie in no layout, or a result's elements not one behind the other in its memory.
 std::optional<Call> call_of(Kernel kernel, at::ArrayRef<at::Tensor> tensors);
 
-// How many numbers a kernel gets in a layout.
-constexpr size_t numbers_in(Layout layout) {
-  return layout == Layout::rows ? 2 + 2 * most_tensors : 1;
-}
+// An empty tensor with the strides that torch gives the result of its operations on the operands.
+at::Tensor empty_result(at::ArrayRef<at::Tensor> operands);
 
 // Reads the environment variable FUSED_SIGMOID_LAUNCH; throws std::invalid_argument if it is
 // neither extension nor triton.
@@ -104,8 +108,8 @@ uint64_t launches();
 // what `run` takes.
 bool fits(at::ArrayRef<at::Tensor> tensors);
 
-// The results of a kernel, laid out as the last operand; none where no launch was added for such
-// tensors.
+// The results of a kernel, laid out as torch lays out those of its operands; none where no launch
+// was added for such tensors.
 c10::SmallVector<at::Tensor, 3> run(Kernel kernel, at::ArrayRef<at::Tensor> operands);
 
 }  // namespace fused_sigmoid::gpu

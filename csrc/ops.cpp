@@ -80,9 +80,14 @@ bool write_on_gpu(const char* name, gpu::Kernel kernel, at::ArrayRef<at::Tensor>
   return gpu::launch(kernel, tensors);
 }
 
+// Whether two tensors have their elements in one memory, be it of two storages, as of DLPack's.
+bool share_memory(const at::Tensor& a, const at::Tensor& b) {
+  return a.storage().data() == b.storage().data();
+}
+
 // Whether a kernel may write to `out` while it reads `input`, element by element.
 bool may_write(const at::Tensor& input, const at::Tensor& out) {
-  return !input.is_alias_of(out) ||
+  return !share_memory(input, out) ||
          (input.const_data_ptr() == out.const_data_ptr() && input.strides() == out.strides());
 }
 
@@ -155,7 +160,7 @@ void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::
                        cpu::sigmoid_with_derivative_out, input, value, derivative);
   }
   if (gpu::fits({input, value, derivative}) && may_write(input, value) &&
-      may_write(input, derivative) && !value.is_alias_of(derivative) &&
+      may_write(input, derivative) && !share_memory(value, derivative) &&
       write_on_gpu("fused_sigmoid::sigmoid_with_derivative_out",
                    gpu::Kernel::sigmoid_with_derivative, {input, value, derivative})) {
     return;

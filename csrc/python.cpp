@@ -187,6 +187,30 @@ PyObject* add_gpu_kernel(PyObject*, PyObject* arguments) {
   END_HANDLE_TH_ERRORS
 }
 
+// Sets a Python error if one of the arguments from the first on is no tensor.
+bool parse_tensors(const char* name, PyObject* const* args, Py_ssize_t first, Py_ssize_t count,
+                   c10::SmallVector<at::Tensor, 3>& tensors) {
+  for (Py_ssize_t i = first; i < count; ++i) {
+    if (!THPVariable_Check(args[i])) {
+      PyErr_Format(PyExc_TypeError, "%s(): argument %zd must be Tensor, not %s", name, i,
+                   Py_TYPE(args[i])->tp_name);
+      return false;
+    }
+    tensors.push_back(THPVariable_Unpack(args[i]));
+  }
+  return true;
+}
+
+// empty_gpu_result(*operands): Tensor
+PyObject* empty_gpu_result(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  c10::SmallVector<at::Tensor, 3> operands;
+  if (count == 0 && !has_arguments("empty_gpu_result", count, 1)) return nullptr;
+  if (!parse_tensors("empty_gpu_result", args, 0, count, operands)) return nullptr;
+  return THPVariable_Wrap(fused_sigmoid::gpu::empty_result(operands));
+  END_HANDLE_TH_ERRORS
+}
+
 // The arguments (kernel, *tensors) of the two functions below; sets a Python error if they are
 // others.
 bool parse_gpu_call(const char* name, PyObject* const* args, Py_ssize_t count,
@@ -198,15 +222,7 @@ bool parse_gpu_call(const char* name, PyObject* const* args, Py_ssize_t count,
   const size_t expected =
       fused_sigmoid::gpu::operands[number] + fused_sigmoid::gpu::results[number];
   if (!has_arguments(name, count, static_cast<Py_ssize_t>(1 + expected))) return false;
-  for (Py_ssize_t i = 1; i < count; ++i) {
-    if (!THPVariable_Check(args[i])) {
-      PyErr_Format(PyExc_TypeError, "%s(): argument %zd must be Tensor, not %s", name, i,
-                   Py_TYPE(args[i])->tp_name);
-      return false;
-    }
-    tensors.push_back(THPVariable_Unpack(args[i]));
-  }
-  return true;
+  return parse_tensors(name, args, 1, count, tensors);
 }
 
 // launch_gpu_kernel(kernel, *tensors): bool, for tensors of one shape, dtype and device.
@@ -301,6 +317,7 @@ PyMethodDef methods[] = {
     {"check_saved", check_saved, METH_O, nullptr},
     {"add_gpu_kernel", add_gpu_kernel, METH_VARARGS, nullptr},
     {"launch_gpu_kernel", fast(launch_gpu_kernel), METH_FASTCALL, nullptr},
+    {"empty_gpu_result", fast(empty_gpu_result), METH_FASTCALL, nullptr},
     {"gpu_call", fast(gpu_call), METH_FASTCALL, nullptr},
     {"forget_gpu_kernels", forget_gpu_kernels, METH_NOARGS, nullptr},
     {"gpu_launches", gpu_launches, METH_NOARGS, nullptr},

@@ -178,7 +178,11 @@ def _(input: Tensor, value: Tensor, derivative: Tensor) -> None:
 
 
 def _alike(grad: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with one shape and dtype."""
+    """Both with one shape and dtype, on one device."""
+    if grad.device != other.device:
+        # torch's own error; or one is a number on the CPU, which it takes beside any device.
+        device = torch.mul(grad, other).device
+        grad, other = grad.to(device), other.to(device)
     if grad.shape != other.shape or grad.dtype != other.dtype:
         dtype = torch.result_type(grad, other)
         grad, other = torch.broadcast_tensors(grad.to(dtype), other.to(dtype))

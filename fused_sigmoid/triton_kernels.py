@@ -256,27 +256,32 @@ def _remaining(count, block_size: tl.constexpr):
     return tl.minimum(count - _start(block_size), block_size).to(tl.int32)
 
 
-# A tensor is placed by its columns and its strides from row to row and from column to column, or by
-# three times None if it has no gaps. If it `is_wide`, 16 bytes of it are read or written at a time:
-# its columns are a multiple of what these hold, and one lies beside the other.
+# Where a tensor is: its pointer, the columns of its rows, factor and shift of the division by them
+# (Divisor in csrc/gpu.cpp), and its strides from row to row and from column to column; all None but
+# the pointer if it has no gaps. One that `is_wide` may be read and written 16 bytes at a time: it
+# begins at a multiple of them, as does each of its rows, in which the columns lie side by side.
 
 
 @triton.jit
 def _pointers(placed, is_wide: tl.constexpr, block_size: tl.constexpr):
     """To this program's block of a tensor."""
-    tensor, columns, row_stride, column_stride = placed
+    tensor, columns, factor, shift, row_stride, column_stride = placed
     if columns is None:
         pointers = tensor + _start(block_size) + tl.arange(0, block_size)
     else:
-        # Divided in 32 bits: 64 take several times as many instructions.
         place = (_start(block_size) + tl.arange(0, block_size)).to(tl.uint32)
-        length = columns.to(tl.uint32)
+        row = (tl.umulhi(place, factor.to(tl.uint32)) + place) >> shift.to(tl.uint32)
+        column = place - row * columns.to(tl.uint32)
         if is_wide:
-            length = tl.multiple_of(length, 128 // tensor.dtype.element_ty.primitive_bitwidth)
-        row, column = (place // length).to(tl.int64), (place % length).to(tl.int64)
-        pointers = tensor + (row * row_stride + (column if is_wide else column * column_stride))
+            unit: tl.constexpr = 128 // tensor.dtype.element_ty.primitive_bitwidth
+            row = tl.max_constancy(row, unit)
+            column = tl.max_contiguous(tl.multiple_of(column, unit), unit)
+            offsets = row.to(tl.int64) * row_stride + column.to(tl.int64)
+        else:
+            offsets = row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
+        pointers = tensor + offsets
     if is_wide:
-        pointers = tl.multiple_of(pointers, (16,))
+        pointers = tl.multiple_of(pointers, 16)
     return pointers
 
 
@@ -357,9 +362,9 @@ def _dense_kernel(
     block_size: tl.constexpr,
 ):
     """Over tensors without gaps, all in one order."""
-    first = first, None, None, None
-    second = second, None, None, None
-    third = third, None, None, None
+    first = first, None, None, None, None, None
+    second = second, None, None, None, None, None
+    third = third, None, None, None, None, None
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
         _run(function, reads, how, wide, block_size, None, first, second, third)
@@ -370,7 +375,7 @@ def _dense_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        *("first", "second", "third", "count", "columns"),
+        *("first", "second", "third", "count", "columns", "factor", "shift"),
         *("first_row", "first_column", "second_row", "second_column", "third_row", "third_column"),
     ],
     repr=_name,
@@ -381,6 +386,8 @@ def _rows_kernel(
     third,
     count: tl.int64,
     columns: tl.int64,
+    factor: tl.int64,
+    shift: tl.int64,
     first_row: tl.int64,
     first_column: tl.int64,
     second_row: tl.int64,
@@ -394,9 +401,9 @@ def _rows_kernel(
     block_size: tl.constexpr,
 ):
     """Over less than 2**31 elements in rows."""
-    first = first, columns, first_row, first_column
-    second = second, columns, second_row, second_column
-    third = third, columns, third_row, third_column
+    first = first, columns, factor, shift, first_row, first_column
+    second = second, columns, factor, shift, second_row, second_column
+    third = third, columns, factor, shift, third_row, third_column
     remaining = _remaining(count, block_size)
     if remaining >= block_size:
         _run(function, reads, how, wide, block_size, None, first, second, third)
@@ -472,7 +479,7 @@ _compiling = threading.Lock()
 
 class Call(NamedTuple):
     """What a kernel is compiled for besides the dtype, and gets behind its tensors, as the
-    extension finds it: the count and, in rows, the columns and each tensor's two strides."""
+    extension finds it: the count and, in rows, what _rows_kernel takes."""
 
     layout: Layout
     wide: int
@@ -565,28 +572,15 @@ def launcher() -> str:
     return f"Triton ({'; '.join(reasons)})" if reasons else "the extension"
 
 
-def _empty_like(tensor: Tensor) -> Tensor:
-    """An empty dense tensor with the strides that torch.sigmoid gives its result."""
-    # A contiguous tensor may have any stride where it has one element; the result has the usual.
-    for layout in (torch.contiguous_format, torch.channels_last):
-        if tensor.is_contiguous(memory_format=layout):
-            return torch.empty_like(tensor, memory_format=layout)
-    return torch.empty_like(tensor)
-
-
-def _same_layout(tensor: Tensor, dense: Tensor) -> bool:
-    """Whether one flat index means one element in both; `dense` has neither gaps nor overlap."""
-    return tensor.stride() == dense.stride() or (tensor.is_contiguous() and dense.is_contiguous())
-
-
 def _laid_out(tensor: Tensor, dense: Tensor) -> Tensor:
     """`tensor` itself where it lies in memory as `dense` does, else a copy that does."""
-    return tensor if _same_layout(tensor, dense) else torch.empty_like(dense).copy_(tensor)
+    is_alike = tensor.stride() == dense.stride()
+    return tensor if is_alike else torch.empty_like(dense).copy_(tensor)
 
 
 def _results(kernel: Kernel, *operands: Tensor) -> tuple[Tensor, ...]:
-    """Fresh results with the layout of the last operand, made dense."""
-    results = tuple(_empty_like(operands[-1]) for _ in range(kernel.writes))
+    """Fresh results, without gaps."""
+    results = tuple(extension.empty_gpu_result(*operands) for _ in range(kernel.writes))
     if not _launch(kernel, (*operands, *results)):
         _launch(kernel, (*(_laid_out(operand, results[0]) for operand in operands), *results))
     return results

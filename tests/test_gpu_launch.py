@@ -16,6 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,30 @@ def test_wrong_arguments(arguments: tuple[object, ...], error: type[Exception]) 
     for function in (extension.launch_gpu_kernel, extension.gpu_call):
         with pytest.raises(error):
             function(*arguments)  # type: ignore[arg-type]
+
+
+def test_rows_are_divided_by_a_product() -> None:
+    # As the kernels divide: the high half of a product in 32 bits, a sum and a shift.
+    random = np.random.default_rng(0)
+    lengths = [1, 2, 3, 5, 7, 2**20 - 1, 2**20, 2**20 + 1, 2**30 - 1, 2**30, 2**30 + 1]
+    lengths += [int(2**exponent) for exponent in random.uniform(1, 30.99, 300)]
+    for length in lengths:
+        # Two rows with a gap behind each, of which neither the memory nor a result is needed.
+        rows = torch.empty_strided((2, length), (length + 1, 1), device="meta")
+        if 2 * length > 2**31 - 1 or length == 1:
+            continue
+        _, _, numbers = extension.gpu_call(0, rows, rows)
+        assert numbers[:2] == (2 * length, length)
+        factor, shift = numbers[2:4]
+        assert 0 <= factor < 2**32
+        places = random.integers(0, 2**31, 2000).astype(np.uint64)
+        edges = np.arange(1, 2**31 // length + 1)[:1000] * length
+        edges = np.concatenate([edges, 2**31 // length * length - edges])
+        places = np.concatenate([places, *(np.clip(edges + d, 0, 2**31 - 1) for d in (-1, 0, 1))])
+        places = places.astype(np.uint64)
+        total = (places * np.uint64(factor) >> np.uint64(32)) + places
+        assert total.max() < 2**32
+        np.testing.assert_array_equal(total >> np.uint64(shift), places // np.uint64(length))
 
 
 def test_what_lies_in_no_layout_has_no_call() -> None:

@@ -148,8 +148,11 @@ void compute(int64_t kernel, int64_t layout, void** parameters) {
     float* const memory = *pointers[tensor];
     if (layout == of_one && tensor == 0) return memory[0];
     if (layout != rows) return memory[i];
-    const int64_t columns = number(1);
-    return memory[i / columns * number(2 + 2 * tensor) + i % columns * number(3 + 2 * tensor)];
+    // As the kernel divides, in 32 bits.
+    const uint64_t place = static_cast<uint64_t>(i), factor = static_cast<uint64_t>(number(2));
+    const int64_t row = ((place * factor >> 32) + place) >> number(3);
+    const int64_t column = i - row * number(1);
+    return memory[row * number(4 + 2 * tensor) + column * number(5 + 2 * tensor)];
   };
   for (int64_t i = 0; i < number(0); ++i) {
     const double x = at(0, i);

@@ -373,7 +373,7 @@ IN_ROWS = {
 
 def strides_of(launch, tensors):
     """The columns of a launch over rows, and the two strides of each tensor."""
-    columns, *strides = launch[PARAMETERS][tensors + 1 : tensors + 8]
+    columns, _, _, *strides = launch[PARAMETERS][tensors + 1 : tensors + 10]
     return columns, [tuple(strides[2 * i : 2 * i + 2]) for i in range(tensors)]
 
 
@@ -388,7 +388,7 @@ def test_rows_go_as_they_are(triton, name):
     ((number, layout, *_, found, _),) = triton.calls
     assert (number, layout, found) == (0, ROWS, wide)
     (launch,) = FAKE.take_launches()
-    assert launch[FUNCTION] == handle(0, 12, layout=ROWS)
+    assert launch[FUNCTION] == handle(0, 14, layout=ROWS)
     assert launch[PARAMETERS][:3] == [x.data_ptr(), result.data_ptr(), x.numel()]
     assert strides_of(launch, 2) == (columns, strides)
 
@@ -413,8 +413,9 @@ def test_gradients_in_rows_go_as_they_are(triton, name):
     ("grad", "x", "columns", "strides"),
     [
         # Laid out otherwise than the input: transposed, and as a part of something larger.
-        ((1, 60), (100, 1), 100, [(1, 60), (100, 1), (100, 1)]),
-        ((100, 1), (1, 60), 60, [(1, 100), (60, 1), (60, 1)]),
+        # The result is laid out as torch's would be, which is as the first operand.
+        ((1, 60), (100, 1), 60, [(60, 1), (1, 100), (60, 1)]),
+        ((100, 1), (1, 60), 100, [(100, 1), (1, 60), (100, 1)]),
         ((200, 2), (100, 1), ENDLESS, [(0, 2), (0, 1), (0, 1)]),
         ((100, 1), (400, 1), 100, [(100, 1), (400, 1), (100, 1)]),
         # One number is read as one from an input without gaps, and else as rows.
@@ -428,6 +429,7 @@ def test_a_gradient_laid_out_otherwise_than_the_input(triton, grad, x, columns, 
     for _ in range(2):
         result = OPERATORS.sigmoid_backward(gpu(grad), gpu(x))
     torch.testing.assert_close(host(result), expected, rtol=2e-6, atol=1e-30)
+    assert result.stride() == torch.mul(grad, x).stride()
     (launch,) = FAKE.take_launches()
     assert launch[PARAMETERS][:2] == [grad.data_ptr(), x.data_ptr()]
     assert strides_of(launch, 3) == (columns, strides)
@@ -475,6 +477,29 @@ def test_what_overlaps_is_not_launched(triton):
             fused_sigmoid.sigmoid(input, out=out)
         # Into memory of its own at the most.
         assert out.data_ptr() not in [launch[PARAMETERS][1] for launch in FAKE.take_launches()]
+
+
+def test_one_memory_under_two_storages_is_one(triton):
+    memory = values(10_000).view(100, 100)
+    for _ in range(2):
+        OPERATORS.sigmoid_out(gpu(values(10_000).view(100, 100)), gpu(torch.zeros(100, 100)).t())
+    assert len(FAKE.take_launches()) == 1
+    # As of DLPack: each of these has a storage of its own.
+    with pytest.raises(NotImplementedError):
+        OPERATORS.sigmoid_out(gpu(memory), gpu(memory.t()))
+    assert memory.data_ptr() not in [launch[PARAMETERS][1] for launch in FAKE.take_launches()]
+
+
+@pytest.mark.parametrize("other", [lambda x: gpu(x, 1), lambda x: x])
+def test_tensors_of_two_devices_are_not_launched(triton, other):
+    x = values(seed=1)
+    for _ in range(2):
+        OPERATORS.sigmoid_backward(gpu(x), gpu(x))
+    FAKE.take_launches()
+    for pair in ((gpu(x), other(x)), (other(x), gpu(x))):
+        with pytest.raises(RuntimeError, match="same device"):
+            OPERATORS.sigmoid_backward(*pair)
+    assert FAKE.take_launches() == []
 
 
 def test_what_does_not_fit_is_left_to_the_other_way(triton):
