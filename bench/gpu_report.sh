@@ -6,7 +6,7 @@
 # first:  does it build and work there, and which variant of the kernels is the fastest?
 # second: every goal, the errors over all numbers, a grid of sizes, counters, a memory checker.
 #
-# The results go to $OUT, or ./gpu-report: summary.txt, report.tar.gz with every log, packed anew
+# The results go to $OUT, or ./gpu-report/first and second: summary.txt, report.tar.gz with every log, packed anew
 # after each part, what was built, and the results as JSON. The parts go by their worth, each within
 # its own time, the rest of SECONDS at the most; one that fails stops no other. The ends of their
 # output are printed. No network is needed. PYTHON names the interpreter, which has torch, Triton,
@@ -20,12 +20,13 @@ case $stage in
   second) seconds=${2:-350} ;;
   *) sed -n '2,5s/^# \{0,1\}//p' bench/gpu_report.sh; exit 2 ;;
 esac
-results=${OUT:-gpu-report}
+results=${OUT:-gpu-report/$stage}
 mkdir -p "$results" || exit 2
 results=$(cd "$results" && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/gpu.XXXXXX") || exit 2
 variants=
-trap '[ -z "$variants" ] || kill "$variants" 2>/dev/null; rm -rf "$work"' EXIT
+current=
+trap 'kill $variants $current 2>/dev/null; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 logs=$work/logs
 mkdir "$logs"
@@ -53,10 +54,18 @@ pack() {
 part() {
   local name=$1 budget=$2 lines=$3 left=$((seconds - SECONDS)) start=$SECONDS code note=
   shift 3
-  if [ "$left" -lt 8 ]; then say "$(printf '%-11s skipped: no time is left' "$name")"; return; fi
+  if [ "$left" -lt 8 ]; then
+    say "$(printf '%-11s skipped: no time is left' "$name")"
+    failed=1
+    return
+  fi
   [ "$budget" -gt $((left - 4)) ] && budget=$((left - 4))
-  timeout -k 3 "$budget" "$@" >"$logs/$name.log" 2>&1
+  # In the background, so that a signal is heard at once.
+  timeout -k 3 "$budget" "$@" >"$logs/$name.log" 2>&1 &
+  current=$!
+  wait "$current"
   code=$?
+  current=
   [ "$code" = 124 ] || [ "$code" = 137 ] && note=", stopped after its $budget s"
   [ "$code" = 0 ] || failed=1
   say "$(printf '%-11s rc %-3s %4s s, at %s s%s' "$name" "$code" "$((SECONDS - start))" "$SECONDS" "$note")"

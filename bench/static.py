@@ -23,7 +23,8 @@ RECORD = Path(__file__).resolve().parent.parent / "docs/figures/static.json"
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 MOST_TENSORS = 3
 DENSE, ROWS = 0, 2  # of the kernels' layouts
-# What is read in rows as well, by the architecture that was measured.
+# What is read in rows as well, 16 bytes or an element at a time, by the architecture that was
+# measured.
 IN_ROWS, ROWS_CAPABILITY = ("sigmoid", "sigmoid_with_derivative", "backward"), 90
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
@@ -234,8 +235,15 @@ def loads_before_waiting(instructions: Sequence[str]) -> int:
     return found
 
 
-def read(name: str, kernel: Any, dtype: str, capability: int, layout: int = DENSE) -> Code:
-    compiled = compile_kernel(kernel, dtype, capability, layout)
+def read(
+    name: str,
+    kernel: Any,
+    dtype: str,
+    capability: int,
+    layout: int = DENSE,
+    wide: int | None = None,
+) -> Code:
+    compiled = compile_kernel(kernel, dtype, capability, layout, wide)
     block = whole_block(compiled.asm["sass"])
     used = resources(compiled.asm["cubin"])
     counted = count(block)
@@ -269,8 +277,11 @@ def every_code() -> Iterator[Code]:
             for dtype in DTYPES:
                 yield read(name, kernel, dtype, capability)
     for name in IN_ROWS:
-        for dtype in DTYPES:
-            yield read(f"{name}, rows", kernels()[name], dtype, ROWS_CAPABILITY, ROWS)
+        kernel = kernels()[name]
+        results = sum(1 << i for i in range(kernel.reads, kernel.reads + kernel.writes))
+        for what, wide in (("rows", None), ("rows by elements", results)):
+            for dtype in DTYPES:
+                yield read(f"{name}, {what}", kernel, dtype, ROWS_CAPABILITY, ROWS, wide)
 
 
 def document(found: Sequence[Code]) -> dict[str, Any]:

@@ -39,11 +39,11 @@ def _blocks(small: int, large: int) -> tuple[Blocks, Blocks]:
     return Blocks(0, 2**16, small), Blocks(2**16 + 1, 2**63 - 1, large)
 
 
-# As measured on an H100 (docs/gpu.md). Where memory is the bound, 8 elements a thread: one (halves)
-# or two (float32) 128-bit accesses of each operand; no other size is faster by over 2 %. Of
-# float64, whose elements divide one after another, 2, one access: that takes three quarters of the
-# time of 8 where memory is not the bound. Small counts in smaller blocks, which more
-# multiprocessors share, take 2 to 5 % less time.
+# As measured on an H100 (docs/gpu.md). Large counts: 8 elements a thread, which are one (halves) or
+# two (float32) accesses of 16 bytes to each tensor; no other size is faster by over 2 %. Of float64,
+# whose elements divide one after another, 2 a thread: three quarters of the time of 8, where memory
+# is not the bound. Small counts take up to 5 % less time in smaller blocks, of which more
+# multiprocessors have one.
 BLOCKS = {
     torch.float64: _blocks(128, 256),
     torch.float32: _blocks(256, 1024),

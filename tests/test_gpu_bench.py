@@ -192,7 +192,7 @@ def test_static_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     finally:
         patch.undo()
     document = json.loads((machine.ROOT / "docs/figures/static.json").read_text(encoding="utf-8"))
-    assert len(document["kernels"]) == 8 * 4 * 3 + 3 * 4
+    assert len(document["kernels"]) == 8 * 4 * 3 + 3 * 2 * 4
 
 
 def test_tables_of_a_gpu() -> None:
