@@ -40,10 +40,10 @@ def _blocks(small: int, large: int) -> tuple[Blocks, Blocks]:
 
 
 # As measured on an H100 (docs/gpu.md). Large counts: 8 elements a thread, which are one (halves) or
-# two (float32) accesses of 16 bytes to each tensor; no other size is faster by over 2 %. Float64, of
-# which the elements of a thread divide one after another, has 2 a thread: three quarters of the time
-# of 8, where memory is not the bound. Small counts take up to 5 % less time in smaller blocks, of
-# which more multiprocessors have one.
+# two (float32) accesses of 16 bytes to each tensor; no other size is faster by over 2 %. A thread's
+# elements of float64 divide one after another: it has 2, which takes three quarters of the time of
+# 8 where memory is not the bound. Small counts take up to 5 % less time in smaller blocks, of which
+# more multiprocessors have one.
 BLOCKS = {
     torch.float64: _blocks(128, 256),
     torch.float32: _blocks(256, 1024),
