@@ -276,6 +276,9 @@ PyObject* set_reading_backward_passes(PyObject*, PyObject* object) {
   Py_RETURN_NONE;
 }
 
+// The functions that the extension has, in the order of their kernels' numbers.
+PyObject* functions(PyObject*, PyObject*) { return Py_BuildValue("(s)", "sigmoid"); }
+
 PyObject* instruction_set(PyObject*, PyObject*) {
   return PyUnicode_FromString(fused_sigmoid::selected_kernels().instruction_set);
 }
@@ -323,6 +326,7 @@ PyMethodDef methods[] = {
     {"gpu_launches", gpu_launches, METH_NOARGS, nullptr},
     {"can_read_backward_passes", can_read_backward_passes, METH_NOARGS, nullptr},
     {"set_reading_backward_passes", set_reading_backward_passes, METH_O, nullptr},
+    {"functions", functions, METH_NOARGS, nullptr},
     {"instruction_set", instruction_set, METH_NOARGS, nullptr},
     {"instruction_sets", instruction_sets, METH_NOARGS, nullptr},
     {"select_instruction_set", select_instruction_set, METH_O, nullptr},
