@@ -17,15 +17,6 @@ namespace {
 
 using namespace fused_sigmoid;
 
-constexpr const char* work_names[work_count] = {"value",
-                                                "value_and_derivative",
-                                                "backward_from_input",
-                                                "backward_from_output",
-                                                "backward_from_derivative",
-                                                "backward_before_bce",
-                                                "backward_before_float32_bce"};
-constexpr int outputs[work_count] = {1, 2, 1, 1, 1, 1, 1};
-constexpr int inputs[work_count] = {1, 1, 2, 2, 2, 2, 2};
 constexpr const char* dtype_names[dtype_count] = {"float64", "float32", "float16", "bfloat16"};
 constexpr int bytes[dtype_count] = {8, 4, 2, 2};
 
@@ -42,25 +33,30 @@ struct Operands {
   std::vector<int64_t> strides;
 
   // Zeros: ordinary inputs in each dtype, on which the portable conversions always branch alike.
-  Operands(int work, int dtype, int64_t step, int64_t count) {
-    for (int i = 0; i < outputs[work] + inputs[work]; ++i) {
+  Operands(Work work, size_t dtype, int64_t step, int64_t count) {
+    for (size_t i = 0; i < operands_of(work); ++i) {
       memory.emplace_back(static_cast<size_t>(count * step * bytes[dtype]) + 64);
       const uintptr_t begin = reinterpret_cast<uintptr_t>(memory.back().data());
       data.push_back(reinterpret_cast<char*>((begin + 63) & ~uintptr_t{63}));
       strides.push_back(step * bytes[dtype]);
     }
+    strides.resize(2 * strides.size());
   }
 };
 
 // A traced child stops before and after the kernel; between the two the parent steps and counts.
-long steps(Kernel kernel, Operands& operands, int64_t count) {
+long steps(Kernel kernel, Work work, int64_t item, Operands& operands, int64_t count) {
+  const auto run = [&] {
+    if (operands.strides[0] == item) return kernel(operands.data.data(), count);
+    run_strided(kernel, work, item, operands.data.data(), operands.strides.data(), count, 1);
+  };
   const pid_t child = fork();
   if (child == 0) {
     if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(2);
     // Resolves lazily bound functions of the C library and touches the pages.
-    kernel(operands.data.data(), operands.strides.data(), count);
+    run();
     raise(SIGUSR1);
-    kernel(operands.data.data(), operands.strides.data(), count);
+    run();
     raise(SIGUSR2);
     _exit(0);
   }
@@ -85,22 +81,22 @@ int main() {
   for (const std::string& set : instruction_sets()) {
     select_instruction_set(set);
     const bool portable = set == "default";
-    for (int work = 0; work < work_count; ++work) {
-      for (int dtype = 0; dtype < dtype_count; ++dtype) {
+    for (size_t number = 0; number < number_of(Work::value_of_kept); ++number) {
+      const Work work = static_cast<Work>(number);
+      for (size_t dtype = 0; dtype < dtype_count; ++dtype) {
         for (const int64_t step : {1, 2}) {
           // One kernel tells what all take to gather and scatter.
-          if (step == 2 && (portable || static_cast<Work>(work) != Work::value)) continue;
+          if (step == 2 && (portable || work != Work::value)) continue;
           const Lengths& lengths = step == 2 ? strided : portable ? single_elements : vectors;
           Operands operands(work, dtype, step, lengths.many);
-          const Kernel kernel =
-              selected_kernels().get(static_cast<Work>(work), static_cast<Dtype>(dtype));
-          const long first = steps(kernel, operands, lengths.few);
-          const long second = steps(kernel, operands, lengths.many);
+          const Kernel kernel = selected_kernels().get({Sigmoid_, work}, static_cast<Dtype>(dtype));
+          const long first = steps(kernel, work, bytes[dtype], operands, lengths.few);
+          const long second = steps(kernel, work, bytes[dtype], operands, lengths.many);
           if (first < 0 || second < 0) {
             std::fprintf(stderr, "a traced process cannot be stepped through here\n");
             return 3;
           }
-          std::printf("%s %s %s %s %ld %ld\n", set.c_str(), work_names[work], dtype_names[dtype],
+          std::printf("%s %s %s %s %ld %ld\n", set.c_str(), work_names[number], dtype_names[dtype],
                       step == 1 ? "contiguous" : "strided",
                       static_cast<long>(lengths.many - lengths.few), second - first);
         }

@@ -3,7 +3,7 @@ all of them together, beside what can be proven of it.
 
     python -m bench.error_budget --output docs/figures/error_budget.json
 
-Follows the kernels' operations (csrc/numerics/sigmoid.h) in float64, rounding to float32 only what
+Follows the kernels' operations (csrc/functions/sigmoid.h) in float64, rounding to float32 only what
 is asked for. Depends on NumPy, mpmath and the package's constants.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from mpmath import mp, mpf
 from numpy.typing import NDArray
 
-from fused_sigmoid import coefficients
+from fused_sigmoid.triton import coefficients
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -68,7 +68,9 @@ class Term:
 
 
 def constant(dtype: str, name: str) -> Any:
-    return getattr(coefficients, f"{dtype.upper()}_{name}")
+    """A scalar by its name, or the polynomial's coefficients as "exp"."""
+    numbers, names = coefficients.CONSTANTS[dtype], coefficients.SCALARS
+    return numbers[len(names) :] if name == "exp" else numbers[names.index(name)]
 
 
 def results(x: Float32, rounded: frozenset[str]) -> list[Float64]:
@@ -78,12 +80,12 @@ def results(x: Float32, rounded: frozenset[str]) -> list[Float64]:
         return values.astype(np.float32).astype(np.float64) if name in rounded else values
 
     a = x.astype(np.float64)
-    exp = constant("float32", "EXP")
-    high, low = constant("float32", "LN2_HIGH"), constant("float32", "LN2_LOW")
-    shift, summand = constant("float32", "ROUND_SHIFT"), constant("float32", "SUMMAND")
+    exp = constant("float32", "exp")
+    high, low = constant("float32", "ln2_high"), constant("float32", "ln2_low")
+    shift, summand = constant("float32", "round_shift"), constant("float32", "summand")
     # As the kernel's sum with the shift rounds it. The fma with ln 2's first piece is exact: what
     # it gives is a multiple of the last place of that piece or of a, and fits.
-    n = (a * constant("float32", "LOG2_E") + shift).astype(np.float32).astype(np.float64) - shift
+    n = (a * constant("float32", "log2_e") + shift).astype(np.float32).astype(np.float64) - shift
     rest = low if LN2_PIECES in rounded else math.log(2) - high
     r = keep(REDUCTION, (a - n * high) - n * rest)
     # A rounding within the polynomial needs the polynomial.
@@ -112,11 +114,11 @@ def bounds_of_t(dtype: str) -> dict[str, float]:
     """Bounds on the relative error of t, but for the quotient's, in units of 2^-p: at most so many
     ulp. The relative error of a sum of positive terms is at most that of the worse term."""
     unit = 2.0 ** -PRECISION[dtype]
-    exp, high, low = (constant(dtype, name) for name in ("EXP", "LN2_HIGH", "LN2_LOW"))
+    exp, high, low = (constant(dtype, name) for name in ("exp", "ln2_high", "ln2_low"))
     reach = math.log(2) / 2 * (1 + 1e-6)
     proven_error = runpy.run_path(str(GENERATOR))["proven_error"]
     approximation = proven_error([mpf(c) / exp[0] for c in exp], mpf(reach))
-    most_multiples = constant(dtype, "LIMIT") / math.log(2) + 1
+    most_multiples = constant(dtype, "limit") / math.log(2) + 1
     # The k-th inner step yields a number below `size`, rounded by half a last place of it, and is
     # multiplied by r^k; beside the smallest p.
     inner = 0.0

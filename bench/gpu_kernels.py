@@ -120,13 +120,11 @@ def same(got: object, expected: object) -> bool:
 
 def access_past_the_end() -> None:
     """Has a kernel read and write 1024 elements more than there are."""
-    from fused_sigmoid import triton_kernels as kernels
+    from fused_sigmoid.triton.elementwise import KERNELS, LAUNCH_OPTIONS, Layout
 
     input, value = (torch.zeros(1000, device="cuda") for _ in range(2))
-    function, constants = kernels.SIGMOID.compiled_for(kernels.Layout.DENSE, 0b11)
-    function[(2,)](
-        *(input, value, None, 2024), **constants, block_size=1024, **kernels.LAUNCH_OPTIONS
-    )
+    function, constants = KERNELS["sigmoid", "value"].compiled_for(Layout.DENSE, 0b11)
+    function[(2,)](*(input, value, None, 2024), **constants, block_size=1024, **LAUNCH_OPTIONS)
     torch.cuda.synchronize()
 
 

@@ -4,12 +4,12 @@
     python -m bench.gpu_variants --steps [...]                   training steps alone
     python -m bench.gpu_variants --offline                       compiles every variant, on no GPU
 
-A variant is fused_sigmoid/triton_kernels.py, read as text, with one passage replaced: what is timed
-is the real source but for that. Device times are of replayed CUDA graphs over several input sets,
+A variant is the text of fused_sigmoid/triton with one passage replaced: what is timed is the real
+source but for that. Device times are of replayed CUDA graphs over several input sets,
 which from 1 Mi elements on exceed the last cache. Variants take turns within each round; the median
 over the rounds counts. What is known is printed and written to the file at once.
 
-Depends on torch, Triton and the text of the two files that it reads; of the bench on works, static
+Depends on torch, Triton and the text of the files that it reads; of the bench on works, static
 and timing.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
+import importlib
 import json
 import os
 import statistics
@@ -40,8 +40,7 @@ from bench import static
 from bench.timing import no_garbage_collection
 from bench.works import DTYPES
 
-PACKAGE = Path(__file__).resolve().parent.parent / "fused_sigmoid"
-CONSTANTS = "coefficients_of_variants"
+SOURCE = Path(__file__).resolve().parent.parent / "fused_sigmoid" / "triton"
 
 MI = 2**20
 # A forward pass and its backward pass, with what of the next layer lies between them.
@@ -50,7 +49,7 @@ NOTHING, COPIED, PRODUCT = STEP_WORKS = (
     "step with a copy between",
     "step with a product between",
 )
-KERNELS = {"forward": "SIGMOID", "pair": "SIGMOID_WITH_DERIVATIVE", "backward": "BACKWARD"}
+KERNELS = {"forward": "value", "pair": "value_and_derivative", "backward": "backward"}
 
 LARGE_BYTES = 128 * MI  # of one tensor
 # Of one tensor, of which a step has four; the cache of an H100 has 50 MB.
@@ -66,10 +65,15 @@ LONG_CALLS_IN_A_GRAPH = 8
 ROUNDS = 9
 BITS_AT_A_TIME = 2**28
 
-CORRECTION = "tl.fma(tl.fma(_minus(sum), quotient, numerator), reciprocal, quotient)"
+# What stands for the import of the extension.
+WITHOUT_EXTENSION = """from types import SimpleNamespace
+works = ("value", 1, 1), ("value_and_derivative", 1, 2), ("backward", 2, 1)
+extension = SimpleNamespace(functions=lambda: ("sigmoid",), works=lambda: works)"""
+
+CORRECTION = "tl.fma(tl.fma(minus(sum), quotient, numerator), reciprocal, quotient)"
 # A step that ptxas has in its division for operands in the middle of the range.
 REFINED = """_reciprocal(sum)
-        reciprocal = tl.fma(tl.fma(_minus(sum), reciprocal, 1.0), reciprocal, reciprocal)
+        reciprocal = tl.fma(tl.fma(minus(sum), reciprocal, 1.0), reciprocal, reciprocal)
 """
 EXPONENTIAL = """    if x.dtype != tl.float64:
         power = tl.inline_asm_elementwise(
@@ -78,7 +82,7 @@ EXPONENTIAL = """    if x.dtype != tl.float64:
         return power * _reciprocal(1.0 + power)
     shifted = tl.fma("""
 STORE = "tl.store(pointers, block, mask=mask"
-LOAD = "        block = tl.load(pointers, mask=mask"
+POLICY = '"evict_last" if operands == _KEPT_INPUT else ""'
 # By name: each passage of the source that is replaced, and by what.
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "present": (),
@@ -88,10 +92,10 @@ SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "no correction": ((CORRECTION, "quotient"),),
     "hardware exponential": (("    shifted = tl.fma(", EXPONENTIAL),),
     "stores .cs": ((STORE + ")", STORE + ', cache_modifier=".cs")'),),
-    "loads evict-first": ((LOAD + ")", LOAD + ', eviction_policy="evict_first")'),),
+    "loads evict-first": ((POLICY, POLICY.replace('""', '"evict_first"')),),
 }
 # The forward pass of a training step, whose input the backward pass reads again.
-STEPS = {"present": "SIGMOID_OF_KEPT", "input not kept in the cache": "SIGMOID"}
+STEPS = {"present": "value_of_kept", "input not kept in the cache": "value"}
 SAME_BITS = ("rounded division", "refined reciprocal")
 
 
@@ -163,34 +167,31 @@ def empty_kernel(source, target):  # type: ignore[no-untyped-def]
 
 
 def load(edits: Sequence[tuple[str, str]], folder: Path) -> types.ModuleType:
-    """The module of the kernels with its edits, without the package and its extension."""
-    if CONSTANTS not in sys.modules:
-        _execute(CONSTANTS, PACKAGE / "coefficients.py")
+    """The module ``elementwise`` of the kernels with their edits, as a package of its own without
+    the extension."""
     edits = (
-        ("from . import coefficients", f"import {CONSTANTS} as coefficients"),
-        ("from ._extension import extension", "extension = None"),
-        # Of kernels that have no variant.
-        ("from .formula import FLOOR_OF_BCE, HALVES", "FLOOR_OF_BCE, HALVES = 0.0, ()"),
+        ("from .._extension import extension", WITHOUT_EXTENSION),
+        # Of a kernel that has no variant.
+        ("from ..functions.sigmoid import FLOOR_OF_BCE", "FLOOR_OF_BCE = 0.0"),
         *edits,
     )
-    text = (PACKAGE / "triton_kernels.py").read_text(encoding="utf-8")
+    texts = {file.name: file.read_text(encoding="utf-8") for file in SOURCE.glob("*.py")}
     for old, new in edits:
-        if old not in text:
+        if not any(old in text for text in texts.values()):
             raise ValueError(f"the kernels' source no longer has {old!r}")
-        text = text.replace(old, new)
-    file = folder / f"variant_{len(list(folder.iterdir()))}.py"
-    file.write_text(text, encoding="utf-8")
-    return _execute(file.stem, file)
+        texts = {name: text.replace(old, new) for name, text in texts.items()}
+    package = folder / f"variant_{len(list(folder.iterdir()))}"
+    package.mkdir()
+    for name, text in texts.items():
+        (package / name).write_text(text, encoding="utf-8")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    return importlib.import_module(f"{package.name}.elementwise")
 
 
-def _execute(name: str, file: Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+def _kernel(module: types.ModuleType, work: str) -> Any:
+    return module.KERNELS["sigmoid", work]
 
 
 Modules = dict[str, types.ModuleType]
@@ -198,10 +199,10 @@ Modules = dict[str, types.ModuleType]
 
 def compile_all(modules: Modules) -> Iterator[str]:
     """What each variant compiles to for compute capability 9.0; needs no GPU."""
-    for work, attribute in KERNELS.items():
+    for work, name in KERNELS.items():
         for dtype in static.DTYPES:
             for variant in dict.fromkeys((*LARGE, *SMALL, *FLOAT64)):
-                kernel = getattr(modules[variant.source], attribute)
+                kernel = _kernel(modules[variant.source], name)
                 target = ("cuda", 90, 32)
                 compiled = static.compile_with(
                     kernel, dtype, target, variant.block_size, variant.options()
@@ -243,7 +244,7 @@ def differences(modules: Modules) -> Iterator[dict[str, Any]]:
 
 def _pair(module: types.ModuleType, x: torch.Tensor) -> list[torch.Tensor]:
     results = [torch.empty_like(x) for _ in range(2)]
-    _bind(module.SIGMOID_WITH_DERIVATIVE, Variant("present"), [x, *results])()
+    _bind(_kernel(module, "value_and_derivative"), Variant("present"), [x, *results])()
     return results
 
 
@@ -261,7 +262,7 @@ def measure(
 ) -> dict[str, Any]:
     """Microseconds of a call of each variant and of what they are to be compared with."""
     place: dict[str, Any] = {"device": "cuda", "dtype": DTYPES[dtype]}
-    present = getattr(modules["present"], KERNELS[work])
+    present = _kernel(modules["present"], KERNELS[work])
     moved = (present.reads + present.writes) * size * DTYPES[dtype].itemsize
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = min(MOST_INPUT_SETS, 1 + CACHES_FILLED * cache // moved)
@@ -279,7 +280,7 @@ def measure(
     if work != "pair":
         calls["torch"] = [_torch(work, tensors) for tensors in sets]
     for variant in variants:
-        kernel = getattr(modules[variant.source], KERNELS[work])
+        kernel = _kernel(modules[variant.source], KERNELS[work])
         calls[str(variant)] = [_bind(kernel, variant, tensors) for tensors in sets]
 
     return _timed(work, dtype, size, moved, calls)
@@ -304,10 +305,10 @@ def measure_step(modules: Modules, work: str, dtype: str, size: int) -> dict[str
         }[work]
         torchs = _torch("forward", [input, value]), _torch("backward", [grad, value, grad_input])
         calls["torch"].append(_in_turn(torchs[0], *between, torchs[1]))
-        for name, kernel in STEPS.items():
-            present = Variant("present")
-            forward = _bind(getattr(modules["present"], kernel), present, [input, value])
-            backward = _bind(modules["present"].BACKWARD, present, [grad, input, grad_input])
+        for name, forward_work in STEPS.items():
+            present, module = Variant("present"), modules["present"]
+            forward = _bind(_kernel(module, forward_work), present, [input, value])
+            backward = _bind(_kernel(module, "backward"), present, [grad, input, grad_input])
             calls[name].append(_in_turn(forward, *between, backward))
     return _timed(work, dtype, size, moved, calls)
 
@@ -451,7 +452,7 @@ def commit() -> str | None:
     """The one checked out, where this is a repository."""
     try:
         command = ("git", "rev-parse", "HEAD")
-        done = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -78,6 +78,7 @@ def _build(sources: Path, folder: Path) -> Path:
     }
     flags[sources / "cpu/kernels_default.cpp"] = []
     flags[sources / "cpu/instruction_set.cpp"] = []
+    flags[sources / "cpu/strided.cpp"] = []
     flags[Path(__file__).with_name("count_instructions.cpp")] = []
 
     def build(source: Path) -> Path:

@@ -25,7 +25,8 @@ MOST_TENSORS = 3
 DENSE, ROWS = 0, 2  # of the kernels' layouts
 # What is read in rows as well, 16 bytes or an element at a time, by the architecture that was
 # measured.
-IN_ROWS, ROWS_CAPABILITY = ("sigmoid", "sigmoid_with_derivative", "backward"), 90
+IN_ROWS = ("sigmoid_value", "sigmoid_value_and_derivative", "sigmoid_backward")
+ROWS_CAPABILITY = 90
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 # By the first letters of an instruction's name, the first that fits. What is none of them
@@ -108,11 +109,12 @@ def compile_kernel(
     kernel: Any, dtype: str, capability: int, layout: int = DENSE, wide: int | None = None
 ) -> Any:
     """As its launch compiles it for large tensors of a layout, all of them wide unless said."""
-    from fused_sigmoid import triton_kernels
+    from fused_sigmoid.triton.elementwise import LAUNCH_OPTIONS
 
-    options = dict(triton_kernels.LAUNCH_OPTIONS)
     target = ("cuda", capability, 32)
-    return compile_with(kernel, dtype, target, block_size(dtype), options, layout, wide)
+    return compile_with(
+        kernel, dtype, target, block_size(dtype), dict(LAUNCH_OPTIONS), layout, wide
+    )
 
 
 def compile_with(
@@ -145,25 +147,25 @@ def compile_with(
 
 def kernels() -> dict[str, Any]:
     """By their names."""
-    from fused_sigmoid import triton_kernels
+    from fused_sigmoid.triton.elementwise import KERNELS
 
-    return {kernel.name: kernel for kernel in triton_kernels.KERNELS}
+    return {kernel.name: kernel for kernel in KERNELS.values()}
 
 
 def block_size(dtype: str) -> int:
     """Of large tensors."""
     import torch
 
-    from fused_sigmoid import triton_kernels
+    from fused_sigmoid.triton.elementwise import BLOCKS
 
-    return triton_kernels.BLOCKS[getattr(torch, dtype)][-1].size
+    return BLOCKS[getattr(torch, dtype)][-1].size
 
 
 def elements(dtype: str) -> int:
     """Of each thread."""
-    from fused_sigmoid import triton_kernels
+    from fused_sigmoid.triton.elementwise import LAUNCH_OPTIONS
 
-    return block_size(dtype) // (32 * triton_kernels.LAUNCH_OPTIONS["num_warps"])
+    return block_size(dtype) // (32 * LAUNCH_OPTIONS["num_warps"])
 
 
 def whole_block(sass: str) -> list[str]:

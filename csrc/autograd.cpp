@@ -1,4 +1,4 @@
-// The node of the autograd graph. Derivatives are exact on both tails to every order, except under
+// The nodes of the autograd graph. Derivatives are exact on both tails to every order, except under
 // Saved::output, which is torch's own gradient by choice.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -6,13 +6,11 @@
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/result_type.h>
-#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/where.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <c10/util/hash.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -20,28 +18,82 @@
 #include <algorithm>
 
 #include "consumers.h"
-#include "ops.h"
+#include "kept.h"
+#include "layout.h"
+#include "operators.h"
 
-namespace fused_sigmoid::autograd {
+namespace fused_sigmoid {
 namespace {
 
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// Where Saved::automatic keeps the derivative on the CPU, in bytes of it, and else the input;
-// docs/performance.md has the measurement. Below, the arithmetic saved is less than what one more
-// tensor costs; above, the derivative leaves the cache before it is read back.
-constexpr int64_t automatic_derivative_from = 16 << 10;
-constexpr int64_t automatic_derivative_to = 8 << 20;
+// The result of an operator below autograd.
+template <class F>
+at::Tensor call(Work work, Tensors inputs, Argument argument = {}) {
+  at::Tensor result;
+  call_operator({number_of_function<F>, work}, {&result}, inputs, argument);
+  return result;
+}
+
+template <class F>
+at::Tensor call_value(const at::Tensor& input, Saved saved) {
+  return call<F>(saved == Saved::input ? Work::value_of_kept : Work::value, {&input}, saved);
+}
+
+// The same into given tensors, or, if they are undefined, fresh ones.
+template <class F>
+void call_into(Work work, at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
+  call_operator({number_of_function<F>, work}, outputs, inputs);
+}
+
+// What is active around a call, and what it means for a tensor.
+
+// In inference mode, and below autograd, nothing is recorded even where gradients were enabled.
+bool records() {
+  return at::GradMode::is_enabled() &&
+         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradFunctionality);
+}
+
+template <class... Tensors>
+bool is_recorded(const Tensors&... tensors) {
+  return (tensors.requires_grad() || ...) && records();
+}
 
 // Whether operations on the tensor are recorded to be compiled, forward and backward, with nothing
 // left in place.
 bool is_traced(const at::Tensor& tensor) {
   using c10::impl::TorchDispatchModeTLS, c10::impl::TorchDispatchModeKey;
-  return !is_plain_kind(tensor) &&
+  return !is_ordinary(tensor) &&
          TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value() &&
          TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL).has_value();
+}
+
+// Whether a transform of torch.func is active: below this level of it lie others.
+bool is_transformed() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
+bool is_for_kernels(const at::Tensor& tensor) {
+  return is_unobserved(tensor) && has_kernel_dtype(tensor) && !has_tangent(tensor);
+}
+
+void check_writable(const at::Tensor& tensor) {
+  TORCH_CHECK(!tensor.is_inference() || c10::InferenceMode::is_enabled(),
+              "Inplace update to inference tensor outside InferenceMode is not allowed. You can "
+              "make a clone to get a normal tensor before doing inplace update.");
+}
+
+void check_out(const at::Tensor& input, const at::Tensor& out, const std::string& name) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!has_tangent(input), "the operator fused_sigmoid::", name,
+                              "_out has no forward-mode derivative; without `out` there is one");
+  if (is_recorded(input, out)) torch::autograd::throw_error_out_requires_grad(name.c_str());
+  check_writable(out);
+}
+
+void count_write(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
 // What a node keeps for its backward pass. A checkpoint takes what is kept the second time for what
@@ -50,6 +102,12 @@ bool is_traced(const at::Tensor& tensor) {
 struct Keeps {
   bool derivative, input, output;
 };
+
+// Where Saved::automatic keeps the derivative on the CPU, in bytes of it, and else the input;
+// docs/performance.md has the measurement. Below, the arithmetic saved is less than what one more
+// tensor costs; above, the derivative leaves the cache before it is read back.
+constexpr int64_t automatic_derivative_from = 16 << 10;
+constexpr int64_t automatic_derivative_to = 8 << 20;
 
 Keeps kept_for(Saved saved, const at::Tensor& input) {
   if (saved == Saved::output) return {false, false, true};
@@ -60,15 +118,14 @@ Keeps kept_for(Saved saved, const at::Tensor& input) {
     // On a GPU memory traffic decides at every size: 5 element sizes with the input against 6. A
     // tensor of another kind may have no size yet. The output stands in for an input that was
     // changed.
-    if (!input.is_cpu() || !is_plain_kind(input)) return {false, true, true};
+    if (!input.is_cpu() || !is_ordinary(input)) return {false, true, true};
     const int64_t bytes = input.numel() * static_cast<int64_t>(input.element_size());
     if (bytes < automatic_derivative_from || bytes > automatic_derivative_to) {
       return {false, true, true};
     }
   }
-  // The second derivative's factor 1 - 2 y, from the rounded output, is wrong relatively as x nears
-  // 0. Those who differentiate twice compute in float64: there, and only there, exactness costs
-  // memory.
+  // The second derivative formed of the rounded output is wrong relatively as x nears 0. Those who
+  // differentiate twice compute in float64: there, and only there, exactness costs memory.
   return {true, input.scalar_type() == at::kDouble, true};
 }
 
@@ -78,28 +135,16 @@ Keeps kept_in_place(const at::Tensor& input) {
   return {!copies, copies, true};
 }
 
-// In inference mode, and below autograd, nothing is recorded even where gradients were enabled.
-bool records() {
-  return at::GradMode::is_enabled() &&
-         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradFunctionality);
-}
-bool recorded(const at::Tensor& a) { return a.requires_grad() && records(); }
-bool recorded(const at::Tensor& a, const at::Tensor& b) {
-  return (a.requires_grad() || b.requires_grad()) && records();
+// A compiler looks at no versions: what is kept is a copy, which a change of the input in place
+// leaves as it is, and which costs nothing where there is no change.
+Kept kept_input(const at::Tensor& input) {
+  return is_traced(input) || is_transformed()
+             ? Kept(input.clone(), /*is_output=*/false)
+             : Kept::watched(input, /*is_output=*/false, is_ordinary(input));
 }
 
-bool for_kernels(const at::Tensor& tensor) {
-  return is_plain(tensor) && has_kernel_dtype(tensor) && !has_forward_gradient(tensor);
-}
-
-// Whether the value of a tensor has to be composed of ATen operations, for whatever stands between
-// the caller and the device to see: dispatch modes, subclasses.
-bool is_composed(const at::Tensor& tensor) { return !is_plain(tensor) && has_kernel_dtype(tensor); }
-
-// Whether a transform of torch.func is active: below this level of it lie others.
-bool is_transformed() {
-  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
-}
+// Formulas in ATen operations, for tensors that the kernels must not see: batched gradients, dual
+// tensors, subclasses.
 
 // Halves are computed in float32 and rounded once.
 at::Tensor widened(const at::Tensor& tensor) {
@@ -109,149 +154,24 @@ at::Tensor widened(const at::Tensor& tensor) {
 
 // A conversion that changes nothing would be an operation that returns its input, which nobody
 // below autograd may see.
+at::Tensor converted(const at::Tensor& tensor, at::ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+}
 at::Tensor narrowed(const at::Tensor& wide, const at::Tensor& like) {
-  return wide.scalar_type() == like.scalar_type() ? wide : wide.to(like.scalar_type());
+  return converted(wide, like.scalar_type());
 }
 
-void check_writable(const at::Tensor& tensor) {
-  TORCH_CHECK(!tensor.is_inference() || c10::InferenceMode::is_enabled(),
-              "Inplace update to inference tensor outside InferenceMode is not allowed. You can "
-              "make a clone to get a normal tensor before doing inplace update.");
+// |x|. Either side of the selection has a derivative for all x, where abs() has none at 0. Without
+// one it is an operation less, and jagged tensors have it.
+at::Tensor magnitude(const at::Tensor& wide) {
+  const bool is_differentiated = is_recorded(wide) || has_tangent(wide) || is_transformed();
+  return is_differentiated ? at::where(wide < 0, -wide, wide) : wide.abs();
 }
 
-void count_write(const at::Tensor& tensor) {
-  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
-}
-
-void check_out(const at::Tensor& input, const at::Tensor& out, const char* op) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!has_forward_gradient(input), "the operator fused_sigmoid::", op,
-                              "_out has no forward-mode derivative; fused_sigmoid.sigmoid and "
-                              "fused_sigmoid.sigmoid_with_derivative have");
-  if (recorded(input, out)) torch::autograd::throw_error_out_requires_grad(op);
-  check_writable(out);
-}
-
-// t = e / (1 + e) with e = exp(-|x|), the smaller of sigma(x) and 1 - sigma(x), in ATen operations.
-at::Tensor composed_smaller(const at::Tensor& wide) {
-  // Either side of the selection has a derivative for all x, where abs() has none at 0. Without one
-  // it is an operation less, and jagged tensors have it.
-  const bool is_differentiated = recorded(wide) || has_forward_gradient(wide) || is_transformed();
-  const at::Tensor magnitude = is_differentiated ? at::where(wide < 0, -wide, wide) : wide.abs();
-  const at::Tensor e = (-magnitude).exp();
-  return e / (1 + e);
-}
-
-// sigma'(x) = t - t^2 likewise. In float32 for halves.
-at::Tensor composed_derivative(const at::Tensor& input) {
-  const at::Tensor t = composed_smaller(widened(input));
-  return t - t * t;
-}
-
-// sigma(x), for a compiler: a backward pass that computes sigma'(x) from x shares its exponential,
-// and the negative tail is as small as it is, where that of compilers overflows.
-at::Tensor composed_value(const at::Tensor& input) {
-  const at::Tensor wide = widened(input);
-  const at::Tensor t = composed_smaller(wide);
-  return narrowed(at::where(wide < 0, t, 1 - t), input);
-}
-
-// grad * sigma'(input), for tensors that the kernels must not see: batched gradients, dual tensors,
-// subclasses.
+template <class F>
 at::Tensor composed_backward(const at::Tensor& grad, const at::Tensor& input) {
-  return narrowed(widened(grad) * composed_derivative(input), grad);
+  return narrowed(widened(grad) * F::composed_derivative(magnitude(widened(input))), grad);
 }
-
-// sigma'' / sigma' = -tanh(x / 2), which is exact on both tails and at 0.
-at::Tensor slope(const at::Tensor& wide) { return (wide * -0.5).tanh(); }
-
-// A node, held by std::shared_ptr or, in newer releases of torch, by c10::intrusive_ptr.
-template <class T>
-auto make_node() {
-  using Base = decltype(std::declval<T&>().getptr());
-  if constexpr (std::is_same_v<Base, std::shared_ptr<torch::autograd::Node>>) {
-    // Unqualified, so that releases without this function compile.
-    return std::shared_ptr<T>(new T, [](T* made) { deleteNode(made); });
-  } else {
-    return c10::make_intrusive<T>();
-  }
-}
-
-// A node behind the tensors.
-template <class T, class... Tensors>
-auto make_node_behind(const Tensors&... tensors) {
-  auto node = make_node<T>();
-  node->set_next_edges(torch::autograd::collect_next_edges(tensors...));
-  return node;
-}
-
-// Which part of a storage a tensor is and how it is laid out there, in a number.
-size_t layout_of(const at::Tensor& tensor) {
-  size_t layout = c10::hash_combine(static_cast<size_t>(tensor.storage_offset()),
-                                    static_cast<size_t>(tensor.scalar_type()));
-  for (const at::IntArrayRef numbers : {tensor.sizes(), tensor.strides()}) {
-    for (const int64_t number : numbers) {
-      layout = c10::hash_combine(layout, static_cast<size_t>(number));
-    }
-  }
-  return layout;
-}
-
-// A tensor that a node keeps.
-class Kept {
- public:
-  Kept() = default;
-  Kept(const at::Tensor& tensor, bool is_output, bool is_in_place_on_view = false)
-      : variable(tensor, is_output, is_in_place_on_view),
-        counter_(torch::autograd::impl::version_counter(tensor)),
-        version_(counter_.current_version()) {}
-
-  // Of a tensor that others have: they can free its memory, or give it other memory or another
-  // shape by `x.data = y`, which are no writes that versions count.
-  static Kept watched(const at::Tensor& tensor, bool is_output) {
-    Kept kept(tensor, is_output);
-    if (is_plain_kind(tensor)) {
-      kept.storage_ = tensor.storage().getWeakStorageImpl();
-      kept.bytes_ = tensor.storage().nbytes();
-      kept.layout_ = layout_of(tensor);
-    }
-    return kept;
-  }
-
-  // Whether it was kept.
-  explicit operator bool() const { return counter_.enabled(); }
-
-  // Whether nobody has written to it since, as far as versions tell, nor taken its memory away. A
-  // SavedVariable says so only when it is unpacked, by an error, and nothing where hooks have
-  // packed it.
-  bool is_unchanged() const {
-    if (!*this || counter_.current_version() != version_) return false;
-    if (bytes_ == 0) return true;
-    const auto tensor = variable.get_raw_data();
-    if (!is_at_hand(tensor)) return true;
-    // The weak reference keeps the address from being given to another storage.
-    return tensor->storage().unsafeGetStorageImpl() == storage_._unsafe_get_target() &&
-           tensor->storage().nbytes() >= bytes_ && layout_of(*tensor) == layout_;
-  }
-
-  // Whether it still has the history that it was kept with, which detach_() takes from it.
-  bool has_history() const {
-    const auto tensor = variable.get_raw_data();
-    return !is_at_hand(tensor) || tensor->requires_grad();
-  }
-
-  SavedVariable variable;
-
- private:
-  // It is not where hooks have packed it, history and all, and where it was given back.
-  static bool is_at_hand(const std::optional<at::Tensor>& tensor) {
-    return tensor.has_value() && tensor->defined();
-  }
-
-  c10::VariableVersion counter_{c10::VariableVersion::DISABLED};
-  uint32_t version_ = 0;
-  c10::weak_intrusive_ptr<c10::StorageImpl> storage_{c10::intrusive_ptr<c10::StorageImpl>()};
-  size_t bytes_ = 0, layout_ = 0;
-};
 
 // What a gradient is computed from. What is undefined is not needed.
 struct Source {
@@ -259,37 +179,39 @@ struct Source {
   at::Tensor value;  // the output again, for the factors that are formed of it
 };
 
-// grad * sigma'.
+// grad * f'.
+template <class F>
 at::Tensor first_product(const at::Tensor& grad, const Source& from) {
   if (!from.derivative.defined()) {
-    return from.input.defined() ? autograd::sigmoid_backward(grad, from.input)
-                                : autograd::sigmoid_backward_from_output(grad, from.output);
+    return from.input.defined() ? Autograd<F>::backward(grad, from.input)
+                                : Autograd<F>::backward_from_output(grad, from.output);
   }
-  if (from.derivative.requires_grad() && at::GradMode::is_enabled()) {
-    // The pair's, which its owner may change before the second backward pass.
+  if (is_recorded(from.derivative)) {
+    // It is the pair's, whose owner may change it before the second backward pass.
     return grad * from.derivative.clone();
   }
   if (!from.output.defined() || from.derivative.requires_grad()) {
-    return autograd::sigmoid_backward_from_derivative(grad, from.derivative);
+    return Autograd<F>::backward_from_derivative(grad, from.derivative);
   }
-  // The derivative was kept as a number and has no history. Adding (y - c)(1 - y - c) =
-  // y (1 - y) - c (1 - c) with the constant c = y gives it that of y (1 - y) and adds exactly 0.
-  const at::Tensor constant = from.output.detach();
-  return grad * (from.derivative + (from.output - constant) * (1 - from.output - constant));
+  // The derivative was kept as a number and has no history. What is added is exactly 0, and its
+  // history is that of a derivative formed of the output.
+  return grad * (from.derivative + F::derivative_difference(from.output, from.output.detach()));
 }
 
-// grad * sigma''.
+// grad * f''.
+template <class F>
 at::Tensor second_product(const at::Tensor& grad, const Source& from) {
   const auto wide = [](const at::Tensor& t) { return t.defined() ? widened(t) : t; };
-  const Source widely = {wide(from.derivative), wide(from.input), wide(from.output)};
-  const at::Tensor factor = from.input.defined() ? slope(widely.input) : 1 - 2 * widely.output;
-  return narrowed(first_product(widened(grad), widely) * factor, grad);
+  const Source widely = {wide(from.derivative), wide(from.input), wide(from.output), {}};
+  const at::Tensor factor =
+      from.input.defined() ? F::curvature(widely.input) : F::curvature_from_output(widely.output);
+  return narrowed(first_product<F>(widened(grad), widely) * factor, grad);
 }
 
-// What the gradient of an output is multiplied by. docs/company.md
+// What the gradient of an output is multiplied by. docs/company.md has the rule.
 enum class Factor : uint8_t {
-  derivative,         // sigma'(x)
-  product,            // y (1 - y), as of nn.Sigmoid
+  derivative,         // f'(x)
+  product,            // y (1 - y), as torch forms it
   before_bce,         // max(y (1 - y), 1e-12), which nn.BCELoss divides by
   upper_before_bce,   // the same where y > 1/2, and the product elsewhere
   before_second_bce,  // what the second derivative of nn.BCELoss divides by, over that
@@ -315,12 +237,10 @@ Choice choice_for(const consumers::Uses& uses) {
   return {};
 }
 
-// Of what nn.BCELoss divides by: torch's in every dtype.
-constexpr float floor_of_bce = 1e-12f;
-
 // The factor of a second pass, which goes through the node of nn.BCELoss's own gradient: that
 // divides by the square of (y + 1e-12) (1 - y + 1e-12), and its gradient was multiplied by what the
 // loss divides by.
+template <class F>
 at::Tensor product_before_second_bce(const at::Tensor& grad, const at::Tensor& value,
                                      const Choice& choice) {
   constexpr double summand = 1e-12;
@@ -331,30 +251,30 @@ at::Tensor product_before_second_bce(const at::Tensor& grad, const at::Tensor& v
 }
 
 // grad * the factor, for those that are formed of the value as it was rounded.
+template <class F>
 at::Tensor product_from_value(const at::Tensor& grad, const at::Tensor& value,
                               const Choice& choice) {
-  if (choice.factor == Factor::product) {
-    return autograd::sigmoid_backward_from_output(grad, value);
-  }
+  if (choice.factor == Factor::product) return Autograd<F>::backward_from_output(grad, value);
   if (choice.factor == Factor::before_second_bce) {
-    return product_before_second_bce(grad, value, choice);
+    return product_before_second_bce<F>(grad, value, choice);
   }
   if (choice.factor == Factor::upper_before_bce) {
     Choice upper = choice;
     upper.factor = Factor::before_bce;
-    return at::where(value > 0.5, product_from_value(grad, value, upper),
-                     autograd::sigmoid_backward_from_output(grad, value));
+    return at::where(value > 0.5, product_from_value<F>(grad, value, upper),
+                     Autograd<F>::backward_from_output(grad, value));
   }
   const at::ScalarType dtype = value.scalar_type();
   const int digits = consumers::digits_of(choice.narrowest_dtype);
   const bool is_rounded =
       digits < consumers::digits_of(dtype) && digits < consumers::digits_of(choice.loss_dtype);
-  return autograd::sigmoid_backward_before_bce(
+  return Autograd<F>::backward_before_bce(
       grad, is_rounded ? value.to(choice.narrowest_dtype).to(dtype) : value, choice.loss_dtype);
 }
 
-// The arguments of a node's gradient as compiled autograd passes them to a function of its own: the
-// variables in place of which it has proxies, and numbers.
+// Compiled autograd calls a function of tensors and numbers in place of a node, with proxies for
+// the tensors.
+
 using Numbers = std::array<int64_t, 3>;
 
 Numbers numbers_of(const Choice& choice) {
@@ -362,15 +282,20 @@ Numbers numbers_of(const Choice& choice) {
           static_cast<int64_t>(choice.narrowest_dtype)};
 }
 
-Choice choice_of(torch::dynamo::autograd::PackedArgs& arguments) {
+struct TracedArguments {
+  std::array<at::Tensor, 3> tensors;
   Choice choice;
-  choice.factor = static_cast<Factor>(arguments.unpack<int64_t>());
-  choice.loss_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
-  choice.narrowest_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
-  return choice;
-}
 
-using Traced = variable_list(const variable_list& grads, const std::vector<c10::IValue>& arguments);
+  explicit TracedArguments(const std::vector<c10::IValue>& packed) {
+    torch::dynamo::autograd::PackedArgs arguments(packed);
+    for (at::Tensor& tensor : tensors) tensor = arguments.unpack<at::Tensor>();
+    choice.factor = static_cast<Factor>(arguments.unpack<int64_t>());
+    choice.loss_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+    choice.narrowest_dtype = static_cast<at::ScalarType>(arguments.unpack<int64_t>());
+  }
+};
+
+using Traced = variable_list(const variable_list& grads, const std::vector<c10::IValue>& packed);
 
 variable_list call_traced(const Node& node, Traced* function, const variable_list& grads,
                           const std::array<at::Tensor, 3>& tensors, const Choice& choice,
@@ -391,36 +316,54 @@ variable_list call_traced(const Node& node, Traced* function, const variable_lis
           dynamo::get_input_metadata(node.next_edges())));
 }
 
-// The node of a gradient that may be differentiated: grad * factor, where the factor is sigma' of
-// an input, or max(y (1 - y), 1e-12) of a value y whose input has its gradient from here directly.
+template <class F>
+std::string name_of_node(const char* suffix) {
+  std::string name = F::name;
+  name[0] = static_cast<char>(std::toupper(name[0]));
+  return "Fused" + name + suffix;
+}
+
+// A node, held by std::shared_ptr or, in newer releases of torch, by c10::intrusive_ptr.
+template <class T>
+auto make_node() {
+  using Base = decltype(std::declval<T&>().getptr());
+  if constexpr (std::is_same_v<Base, std::shared_ptr<Node>>) {
+    // The name is unqualified, so that releases without this function compile.
+    return std::shared_ptr<T>(new T, [](T* made) { deleteNode(made); });
+  } else {
+    return c10::make_intrusive<T>();
+  }
+}
+
+// The node of a gradient that may be differentiated: grad * factor, where the factor is f' of an
+// input, or one formed of a value whose input has its gradient from here directly.
+template <class F>
 class ProductNode : public Node {
  public:
   static at::Tensor apply_to(const at::Tensor& grad, const at::Tensor& input) {
-    const auto node = make_node_behind<ProductNode>(grad, input);
-    const at::Tensor result = dispatched::sigmoid_backward(grad, input);
-    torch::autograd::set_history(result, node);
-    node->grad_ = SavedVariable(grad, /*is_output=*/false);
-    node->source_ = SavedVariable(input, /*is_output=*/false);
-    return result;
+    return apply_to(grad, input, {}, torch::autograd::impl::gradient_edge(input));
   }
 
-  static at::Tensor apply_to(const at::Tensor& grad, const at::Tensor& value, const Choice& choice,
-                             const torch::autograd::Edge& input) {
+  // `edge` leads to the input.
+  static at::Tensor apply_to(const at::Tensor& grad, const at::Tensor& source, const Choice& choice,
+                             const torch::autograd::Edge& edge) {
     const auto node = make_node<ProductNode>();
-    node->set_next_edges({torch::autograd::impl::gradient_edge(grad), input});
+    node->set_next_edges({torch::autograd::impl::gradient_edge(grad), edge});
     at::Tensor result;
-    {
+    if (choice.factor == Factor::derivative) {
+      result = call<F>(Work::backward, {&grad, &source});
+    } else {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      result = product_from_value(grad, value, choice);
+      result = product_from_value<F>(grad, source, choice);
     }
     torch::autograd::set_history(result, node);
     node->grad_ = SavedVariable(grad, /*is_output=*/false);
-    node->source_ = SavedVariable(value, /*is_output=*/false);
+    node->source_ = SavedVariable(source, /*is_output=*/false);
     node->choice_ = choice;
     return result;
   }
 
-  std::string name() const override { return "FusedSigmoidBackwardBackward"; }
+  std::string name() const override { return name_of_node<F>("BackwardBackward"); }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -430,8 +373,16 @@ class ProductNode : public Node {
 
   variable_list apply(variable_list&& outer) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return gradients(outer[0], grad_.unpack(), source_.unpack(), choice_, next_edge(1),
-                     task_should_compute_output(0), task_should_compute_output(1));
+    if (!outer[0].defined()) return {at::Tensor(), at::Tensor()};
+    const at::Tensor grad = grad_.unpack(), source = source_.unpack();
+    variable_list gradients(2);
+    if (task_should_compute_output(0)) {
+      gradients[0] = product(outer[0], source, choice_, next_edge(1));
+    }
+    if (task_should_compute_output(1)) {
+      gradients[1] = gradient_of_source(outer[0], grad, source, choice_, next_edge(1));
+    }
+    return gradients;
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
@@ -452,126 +403,122 @@ class ProductNode : public Node {
   }
 
  private:
-  static variable_list gradients(const at::Tensor& outer, const at::Tensor& grad,
-                                 const at::Tensor& source, const Choice& choice,
-                                 const torch::autograd::Edge& input, bool needs_grad,
-                                 bool needs_input) {
-    if (!outer.defined()) return {at::Tensor(), at::Tensor()};
-    at::Tensor grad_grad, grad_input;
+  static variable_list traced(const variable_list& outer, const std::vector<c10::IValue>& packed) {
+    if (!outer[0].defined()) return {at::Tensor(), at::Tensor()};
+    const TracedArguments of(packed);
+    const auto& [grad, source, none] = of.tensors;
+    return {product(outer[0], source, of.choice, {}),
+            gradient_of_source(outer[0], grad, source, of.choice, {})};
+  }
+
+  // grad * the factor, which has a node like this one where it may be differentiated again.
+  static at::Tensor product(const at::Tensor& grad, const at::Tensor& source, const Choice& choice,
+                            const torch::autograd::Edge& edge) {
+    if (choice.factor == Factor::derivative) return Autograd<F>::backward(grad, source);
+    return is_recorded(grad, source) ? apply_to(grad, source, choice, edge)
+                                     : product_from_value<F>(grad, source, choice);
+  }
+
+  static at::Tensor gradient_of_source(const at::Tensor& outer, const at::Tensor& grad,
+                                       const at::Tensor& source, const Choice& choice,
+                                       const torch::autograd::Edge& edge) {
+    const at::Tensor wide = widened(source);
     if (choice.factor == Factor::derivative) {
-      if (needs_grad) grad_grad = autograd::sigmoid_backward(outer, source);
-      if (needs_input) {
-        const at::Tensor wide = widened(source);
-        const at::Tensor product = widened(outer) * widened(grad);
-        grad_input = narrowed(autograd::sigmoid_backward(product, wide) * slope(wide), source);
-      }
-    } else {
-      if (needs_grad) grad_grad = product_or_node(outer, source, choice, input);
-      if (needs_input) {
-        const at::Tensor product = product_or_node(outer * grad, source, choice, input);
-        grad_input = narrowed(widened(product) * (1 - 2 * widened(source)), source);
-      }
+      const at::Tensor first = Autograd<F>::backward(widened(outer) * widened(grad), wide);
+      return narrowed(first * F::curvature(wide), source);
     }
-    return {grad_grad, grad_input};
-  }
-
-  static at::Tensor product_or_node(const at::Tensor& grad, const at::Tensor& value,
-                                    const Choice& choice, const torch::autograd::Edge& input) {
-    return recorded(grad, value) ? apply_to(grad, value, choice, input)
-                                 : product_from_value(grad, value, choice);
-  }
-
-  static variable_list traced(const variable_list& outer, const std::vector<c10::IValue>& args) {
-    torch::dynamo::autograd::PackedArgs arguments(args);
-    const auto grad = arguments.unpack<at::Tensor>(), source = arguments.unpack<at::Tensor>();
-    arguments.unpack<at::Tensor>();
-    return gradients(outer[0], grad, source, choice_of(arguments), {}, /*needs_grad=*/true,
-                     /*needs_input=*/true);
+    const at::Tensor first = product(outer * grad, source, choice, edge);
+    return narrowed(widened(first) * F::curvature_from_output(wide), source);
   }
 
   SavedVariable grad_, source_;
   Choice choice_;
 };
 
-// sigma and, where it is asked for, sigma' of the input, the former in the input's memory if so
-// wished. Forward-mode AD follows both; nothing is recorded.
+// f and, where it is asked for, f' of the input, the former in the input's memory if so wished.
+// Forward-mode AD follows both; nothing is recorded.
 struct Results {
   at::Tensor value, derivative;
 };
 
-Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
-                Saved saved = Saved::automatic) {
-  const at::Tensor& tangent = input._fw_grad(/*level=*/0);
-  at::Tensor value_tangent, derivative_tangent;
-  if (tangent.defined()) {
-    const Source primal = {{}, input._fw_primal(/*level=*/0), {}};
-    // What is kept for a gradient of the tangent must not be overwritten by the value's.
-    const at::Tensor along = in_place ? tangent.clone() : tangent;
-    if (saved != Saved::output) value_tangent = first_product(along, primal);
-    if (with_derivative) derivative_tangent = second_product(along, primal);
-  }
+template <class F>
+Results compute_without_tangent(const at::Tensor& input, bool with_derivative, bool in_place,
+                                Saved saved) {
   Results results;
-  if (is_composed(input) && !is_transformed()) {
+  if (in_place) results.value = input;
+  if (!is_unobserved(input) && has_kernel_dtype(input) && !is_transformed()) {
+    // Operations of ATen are what dispatch modes and subclasses are to see.
     const at::NoGradGuard no_grad;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    if (!in_place) results.value = is_traced(input) ? composed_value(input) : at::sigmoid(input);
-    if (with_derivative) results.derivative = narrowed(composed_derivative(input), input);
+    if (!in_place) {
+      const at::Tensor wide = widened(input);
+      results.value = is_traced(input) ? narrowed(F::composed_value(wide, magnitude(wide)), input)
+                                       : F::torch_value(input);
+    }
+    if (with_derivative) {
+      results.derivative = narrowed(F::composed_derivative(magnitude(widened(input))), input);
+    }
+    if (in_place) F::torch_in_place(input);
+  } else if (with_derivative) {
     if (in_place) {
-      results.value = input;
-      at::sigmoid_(results.value);
-    }
-  } else if (!in_place) {
-    if (with_derivative) {
-      std::tie(results.value, results.derivative) = dispatched::sigmoid_with_derivative(input);
-    } else {
-      results.value = dispatched::sigmoid(input, saved);
-    }
-  } else {
-    results.value = input;
-    if (with_derivative) {
       const at::NoGradGuard no_grad;
       results.derivative = at::empty_like(input);
-      dispatched::sigmoid_with_derivative_out(input, input, results.derivative);
-    } else {
-      dispatched::sigmoid_out(input, input);
     }
-  }
-  if (tangent.defined()) {
-    if (saved == Saved::output) value_tangent = at::sigmoid_backward(tangent, results.value);
-    // A loss above may divide by the rounded 1 - y, and needs a tangent that cancels. What another
-    // one computes of it is a product with sigma' more, which the difference is lost in.
-    if (saved == Saved::above) {
-      value_tangent = at::where(results.value > 0.5, at::sigmoid_backward(tangent, results.value),
-                                value_tangent);
-    }
-    if (in_place) {
-      const at::Tensor own = tangent;
-      value_tangent = own.copy_(value_tangent);
-    }
-    results.value._set_fw_grad(value_tangent, /*level=*/0, in_place);
-    if (with_derivative) {
-      results.derivative._set_fw_grad(derivative_tangent, /*level=*/0, /*is_inplace_op=*/false);
-    }
+    call_into<F>(Work::value_and_derivative, {&results.value, &results.derivative}, {&input});
+  } else if (in_place) {
+    call_into<F>(Work::value, {&results.value}, {&input});
+  } else {
+    results.value = call_value<F>(input, saved);
   }
   return results;
 }
 
-// The node that sigmoid() adds to the autograd graph, in place or not, and with two outputs
-// sigmoid_with_derivative(). A torch::autograd::Function would do the same and cost 2 us more in a
-// training step, for records of its in- and outputs that one elementwise tensor does not need: 10 %
-// of a whole step of one element. Nor could it pass over a kept tensor that was changed.
-class SigmoidNode : public consumers::Asking {
+template <class F>
+Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
+                Saved saved = Saved::automatic) {
+  constexpr uint64_t level = 0;
+  if (!has_tangent(input)) {
+    return compute_without_tangent<F>(input, with_derivative, in_place, saved);
+  }
+  const at::Tensor tangent = input._fw_grad(level);
+  const Source primal = {{}, input._fw_primal(level), {}, {}};
+  // What is kept for a gradient of the tangent must not be overwritten by the value's.
+  const at::Tensor along = in_place ? tangent.clone() : tangent;
+  at::Tensor value_tangent, derivative_tangent;
+  if (saved != Saved::output) value_tangent = first_product<F>(along, primal);
+  if (with_derivative) derivative_tangent = second_product<F>(along, primal);
+  const Results results = compute_without_tangent<F>(input, with_derivative, in_place, saved);
+  if (saved == Saved::output) value_tangent = F::torch_gradient(tangent, results.value);
+  // A loss above may divide by the rounded 1 - y, and needs a tangent that cancels. What another
+  // one computes of it is a product with f' more, which the difference is lost in.
+  if (saved == Saved::above && F::is_probability) {
+    value_tangent =
+        at::where(results.value > 0.5, F::torch_gradient(tangent, results.value), value_tangent);
+  }
+  if (in_place) tangent.copy_(value_tangent);
+  results.value._set_fw_grad(in_place ? tangent : value_tangent, level, in_place);
+  if (with_derivative) {
+    results.derivative._set_fw_grad(derivative_tangent, level, /*is_inplace_op=*/false);
+  }
+  return results;
+}
+
+// The node of a function of an input, in place or not, and with two outputs of value and
+// derivative. A torch::autograd::Function would do the same and cost 6 us more in a training step,
+// for records of its in- and outputs that one elementwise tensor does not need: a third of a whole
+// step of one element. Nor could it pass over a kept tensor that was changed.
+template <class F>
+class FunctionNode : public consumers::Asking {
  public:
   static at::Tensor apply_to(const at::Tensor& input, Saved saved) {
-    const auto node = make_node_behind<SigmoidNode>(input);
-    node->enclosing_ = enclosing_uses();
+    const auto node = make_behind(input);
     const Keeps keeps = kept_for(saved, input);
     if (!is_transformed()) {
       saved = keeps.input ? Saved::input : saved;
     } else if (saved != Saved::output) {
       saved = Saved::above;
     }
-    Results results = compute(input, keeps.derivative, /*in_place=*/false, saved);
+    Results results = compute<F>(input, keeps.derivative, /*in_place=*/false, saved);
     torch::autograd::set_history(results.value, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
     if (keeps.input) node->input_ = kept_input(input);
@@ -580,120 +527,115 @@ class SigmoidNode : public consumers::Asking {
   }
 
   static void apply_in_place(const at::Tensor& input) {
-    const auto node = make_node_behind<SigmoidNode>(input);
-    node->enclosing_ = enclosing_uses();
+    const auto node = make_behind(input);
     const Keeps keeps = kept_in_place(input);
     // The copy has the history that the input is about to lose.
-    const at::Tensor copy = keeps.input ? input.clone() : at::Tensor();
-    const Results results = compute(input, keeps.derivative, /*in_place=*/true);
+    if (keeps.input) node->input_ = Kept(input.clone(), /*is_output=*/false);
+    const Results results = compute<F>(input, keeps.derivative, /*in_place=*/true);
     count_write(input);
     torch::autograd::rebase_history(input, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
-    if (keeps.input) node->input_ = Kept(copy, /*is_output=*/false);
     node->output_ = Kept(input, /*is_output=*/true, input.is_view());
   }
 
-  static std::tuple<at::Tensor, at::Tensor> apply_to_pair(const at::Tensor& input) {
-    const auto node = make_node_behind<SigmoidNode>(input);
-    node->enclosing_ = enclosing_uses();
+  static Pair apply_to_pair(const at::Tensor& input) {
+    const auto node = make_behind(input);
     node->is_pair_ = true;
-    const Results results = compute(input, /*with_derivative=*/true, /*in_place=*/false);
+    const Results results = compute<F>(input, /*with_derivative=*/true, /*in_place=*/false);
     torch::autograd::set_history(results.value, node);
     torch::autograd::set_history(results.derivative, node);
-    node->derivative_ = Kept::watched(results.derivative, /*is_output=*/true);
+    node->derivative_ =
+        Kept::watched(results.derivative, /*is_output=*/true, is_ordinary(results.derivative));
     node->input_ = kept_input(input);
     node->output_ = Kept(results.value, /*is_output=*/true);
     return {results.value, results.derivative};
   }
 
-  std::string name() const override { return "FusedSigmoidBackward"; }
+  std::string name() const override { return name_of_node<F>("Backward"); }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    reset();
+    release();
   }
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {at::Tensor()};
     const Choice choice = grads[0].defined() ? choose_factor(grads[0]) : Choice();
-    Source source = unpack(choose(needs_first(grads, choice), needs_second(grads)));
+    const bool needs_first = grads[0].defined() && choice.factor == Factor::derivative;
+    Source source = unpack(choose(needs_first, needs_second(grads)));
     if (takes_derivative(grads[0], source)) {
       // Whoever runs this node again is told so, even if an error ends this backward pass here.
-      reset();
-      dispatched::sigmoid_backward_from_derivative_(grads[0], source.derivative);
+      release();
+      if (grads[0].is_cpu()) {
+        call_into<F>(Work::backward_from_derivative, {&source.derivative},
+                     {&grads[0], &source.derivative});
+      } else {
+        source.derivative.mul_(grads[0]);
+      }
       return {source.derivative};
     }
     if (choice.factor != Factor::derivative) {
       source.value = unpack_value();
       if (choice.factor == Factor::at_exit && input_) source.input = unpack_input();
-      if (takes_gradient(grads[0], source.value, choice)) {
-        dispatched::sigmoid_backward_before_bce_(grads[0], source.value, choice.loss_dtype);
-        return {std::move(grads[0])};
-      }
     }
-    const bool is_before_bce =
-        choice.factor == Factor::before_bce || choice.factor == Factor::upper_before_bce;
-    if (is_before_bce && recorded(grads[0], source.value) && !has_forward_gradient(grads[0]) &&
-        !has_forward_gradient(source.value)) {
-      const at::Tensor first = ProductNode::apply_to(grads[0], source.value, choice, next_edge(0));
-      if (!needs_second(grads)) return {first};
-      return {first + second_product(grads[1], source)};
+    if (takes_gradient(grads[0], source.value, choice)) {
+      call_operator({number_of_function<F>, Work::backward_before_bce}, {&grads[0]},
+                    {&grads[0], &source.value}, choice.loss_dtype);
+      return {std::move(grads[0])};
     }
-    return {gradient(grads, source, choice)};
+    return {gradient(grads, source, choice, next_edge(0))};
   }
 
-  // Compiled autograd: what its cache depends on, and a call of traced() with proxies.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     const Choice choice = choose_factor({});
     for (const int64_t number : numbers_of(choice)) args.collect(number);
-    const Keeps chosen = choose_for_compiler(choice);
-    for (const bool is_chosen : {chosen.derivative, chosen.input, chosen.output}) {
+    for (const auto& [kept, is_chosen, is_output] : parts(*this, choose_for_compiler(choice))) {
       args.collect(is_chosen);
+      if (is_chosen) args.collect(kept->variable, is_output);
     }
-    if (chosen.derivative) args.collect(derivative_.variable, /*is_output=*/is_pair_);
-    if (chosen.input) args.collect(input_.variable, /*is_output=*/false);
-    if (chosen.output) args.collect(output_.variable, /*is_output=*/true);
   }
 
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
     const Choice choice = choose_factor({});
     const Keeps chosen = choose_for_compiler(choice);
-    if (chosen.derivative) swap.before(derivative_.variable);
-    if (chosen.input) swap.before(input_.variable);
-    if (chosen.output) swap.before(output_.variable);
+    for (const auto& [kept, is_chosen, is_output] : parts(*this, chosen)) {
+      if (is_chosen) swap.before(kept->variable);
+    }
     const Source source = unpack(chosen);
     auto result = call_traced(*this, traced, grads,
                               {source.derivative, source.input, source.output}, choice, swap);
-    if (chosen.derivative) swap.after(derivative_.variable);
-    if (chosen.input) swap.after(input_.variable);
-    if (chosen.output) swap.after(output_.variable);
+    for (const auto& [kept, is_chosen, is_output] : parts(*this, chosen)) {
+      if (is_chosen) swap.after(kept->variable);
+    }
     return result;
   }
 
  private:
-  void reset() {
-    derivative_.variable.reset_data();
-    input_.variable.reset_data();
-    output_.variable.reset_data();
+  static auto make_behind(const at::Tensor& input) {
+    auto node = make_node<FunctionNode>();
+    node->set_next_edges(torch::autograd::collect_next_edges(input));
+    // A checkpoint, say, computes again what the outputs of a node that is being run came from:
+    // what becomes of that node's outputs, becomes of this one's.
+    if (consumers::is_in_pass()) node->enclosing_ = consumers::uses_of_running_node();
+    return node;
   }
 
-  // What becomes of a node that is made while a checkpoint, say, computes again what the outputs of
-  // a node that is being run came from.
-  static std::optional<consumers::Uses> enclosing_uses() {
-    if (!consumers::is_in_pass()) return std::nullopt;
-    return consumers::uses_of_running_node();
+  // What is kept, whether it was chosen, and whether it is an output of this node.
+  template <class Self>
+  static auto parts(Self& self, const Keeps& chosen) {
+    return std::array{std::tuple{&self.derivative_, chosen.derivative, self.is_pair_},
+                      std::tuple{&self.input_, chosen.input, false},
+                      std::tuple{&self.output_, chosen.output, true}};
   }
 
-  // A compiler looks at no versions: what is kept is a copy, which a change of the input in place
-  // leaves as it is, and which costs nothing where there is no change.
-  static Kept kept_input(const at::Tensor& input) {
-    return is_traced(input) || is_transformed() ? Kept(input.clone(), /*is_output=*/false)
-                                                : Kept::watched(input, /*is_output=*/false);
+  void release() {
+    for (Kept* kept : {&derivative_, &input_, &output_}) kept->variable.reset_data();
   }
 
   Choice choose_factor(const at::Tensor& grad) const {
+    if constexpr (!F::is_probability) return {};
     const consumers::Consumer consumer = consumers::consumer_of(*this);
     const consumers::Uses& uses = consumer.uses;
     if (consumer.exit == consumers::Exit::none || uses.is_bce || uses.is_second_bce ||
@@ -712,10 +654,7 @@ class SigmoidNode : public consumers::Asking {
     return choice_for(uses);
   }
 
-  // Whether the value's gradient is that of sigma'(x), or of what nn.Sigmoid keeps by choice.
-  static bool needs_first(const variable_list& grads, const Choice& choice) {
-    return grads[0].defined() && choice.factor == Factor::derivative;
-  }
+  // Whether there is a gradient of the pair's derivative.
   bool needs_second(const variable_list& grads) const { return is_pair_ && grads[1].defined(); }
 
   // What the gradients are computed from: the exact, unless it was changed, and no more than that.
@@ -736,11 +675,12 @@ class SigmoidNode : public consumers::Asking {
       return {false, true, false};
     }
     if (input_) {
-      TORCH_WARN_ONCE(
-          "fused_sigmoid: the input of a sigmoid was changed in place before the backward pass, so "
-          "that its gradient is nn.Sigmoid's, from the rounded output. For the exact one write "
-          "x = x * x.sigmoid() in place of x.mul_(x.sigmoid()), or pass saved=\"derivative\". "
-          "This is said once.");
+      TORCH_WARN_ONCE("fused_sigmoid: the input of a ", F::name,
+                      " was changed in place before the backward pass, so that its gradient is "
+                      "torch's own, from "
+                      "the rounded output. For the exact one write x = x * x.",
+                      F::name, "() in place of x.mul_(x.", F::name,
+                      "()), or pass saved=\"derivative\". This is said once.");
     }
     return {derivative, false, true};
   }
@@ -777,7 +717,7 @@ class SigmoidNode : public consumers::Asking {
     {
       const at::NoGradGuard no_grad;
       const at::Tensor input = input_.variable.unpack(getptr());
-      value = compute(input, /*with_derivative=*/false, /*in_place=*/false).value;
+      value = compute<F>(input, /*with_derivative=*/false, /*in_place=*/false).value;
     }
     if (!at::GradMode::is_enabled()) return value;
     return SavedVariable(value, /*is_output=*/true).unpack(getptr());
@@ -786,15 +726,17 @@ class SigmoidNode : public consumers::Asking {
   void check_input_unchanged() const {
     TORCH_CHECK(input_.is_unchanged(),
                 "one of the variables needed for gradient computation has been modified by an "
-                "inplace operation: the input of a sigmoid, which fused_sigmoid keeps under "
-                "saved=\"input\". With saved=\"auto\" it may change, as with nn.Sigmoid");
+                "inplace operation: the input of a ",
+                F::name,
+                ", which fused_sigmoid keeps under saved=\"input\". With saved=\"auto\" it may "
+                "change, as with torch's own");
   }
 
   // Whether the result may take the memory of the gradient, which nothing else holds.
   bool takes_gradient(const at::Tensor& grad, const at::Tensor& value, const Choice& choice) const {
     return choice.factor == Factor::before_bce && !is_pair_ && !at::GradMode::is_enabled() &&
-           grad.is_cpu() && for_kernels(grad) && for_kernels(value) && grad.use_count() == 1 &&
-           grad.storage().use_count() == 1 && !grad.requires_grad() &&
+           grad.is_cpu() && is_for_kernels(grad) && is_for_kernels(value) &&
+           grad.use_count() == 1 && grad.storage().use_count() == 1 && !grad.requires_grad() &&
            grad.is_non_overlapping_and_dense() && grad.strides() == value.strides() &&
            grad.sizes() == value.sizes() && grad.scalar_type() == value.scalar_type() &&
            consumers::digits_of(choice.narrowest_dtype) >=
@@ -806,10 +748,8 @@ class SigmoidNode : public consumers::Asking {
   // this node runs no more. One allocation, and one tensor in the cache, less.
   bool takes_derivative(const at::Tensor& grad, const Source& source) {
     const at::Tensor& derivative = source.derivative;
-    if (is_pair_ || !derivative.defined() || !grad.defined() || derivative_.variable.has_hooks()) {
-      return false;
-    }
-    if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
+    if (is_pair_ || !derivative.defined() || !grad.defined() || derivative_.variable.has_hooks() ||
+        at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
       return false;
     }
     // A hook may run the node as well, and in place on a view another node does.
@@ -819,49 +759,51 @@ class SigmoidNode : public consumers::Asking {
     }
     constexpr size_t references = 2;  // the saved one and the caller's
     if (derivative.use_count() != references || derivative.storage().use_count() != 1) return false;
-    // The result's strides are then the derivative's.
-    const bool laid_out_alike =
-        (derivative.is_contiguous() && grad.is_contiguous()) ||
-        (derivative.is_non_overlapping_and_dense() && grad.strides() == derivative.strides());
-    const auto is_zero = [](int64_t stride) { return stride == 0; };
-    const bool is_expanded_scalar =
-        std::all_of(grad.strides().begin(), grad.strides().end(), is_zero);
-    return for_kernels(grad) && for_kernels(derivative) &&
+    const bool is_expanded_number = std::all_of(grad.strides().begin(), grad.strides().end(),
+                                                [](int64_t stride) { return stride == 0; });
+    // The result has then the strides that torch gives it.
+    return is_for_kernels(grad) && is_for_kernels(derivative) &&
            grad.scalar_type() == derivative.scalar_type() && grad.sizes() == derivative.sizes() &&
-           grad.device() == derivative.device() &&
-           (laid_out_alike || (derivative.is_non_overlapping_and_dense() && is_expanded_scalar));
+           grad.device() == derivative.device() && derivative.is_non_overlapping_and_dense() &&
+           (is_laid_out_alike(grad, derivative) || is_expanded_number);
   }
 
-  static at::Tensor gradient(const variable_list& grads, const Source& source,
-                             const Choice& choice) {
+  // `edge` leads to the input.
+  static at::Tensor gradient(const variable_list& grads, const Source& source, const Choice& choice,
+                             const torch::autograd::Edge& edge) {
     at::Tensor sum;
-    if (grads[0].defined()) sum = first_term(grads[0], source, choice);
+    if (grads[0].defined()) sum = first_term(grads[0], source, choice, edge);
     if (grads.size() > 1 && grads[1].defined()) {
-      const at::Tensor term = second_product(grads[1], source);
+      const at::Tensor term = second_product<F>(grads[1], source);
       sum = sum.defined() ? sum + term : term;
     }
     return sum;
   }
 
-  static at::Tensor first_term(const at::Tensor& grad, const Source& source, const Choice& choice) {
-    if (choice.factor == Factor::derivative) return first_product(grad, source);
-    if (choice.factor != Factor::at_exit) return product_from_value(grad, source.value, choice);
-    const auto input = source.input.defined() ? std::optional(source.input) : std::nullopt;
-    return dispatched::sigmoid_backward_at_exit(grad, input, source.value,
-                                                static_cast<int64_t>(choice.exit));
+  static at::Tensor first_term(const at::Tensor& grad, const Source& source, const Choice& choice,
+                               const torch::autograd::Edge& edge) {
+    if (choice.factor == Factor::derivative) return first_product<F>(grad, source);
+    if (choice.factor == Factor::at_exit) {
+      const auto input = source.input.defined() ? OptionalTensor(source.input) : std::nullopt;
+      return call_backward_at_exit(number_of_function<F>, grad, input, source.value,
+                                   static_cast<int64_t>(choice.exit));
+    }
+    const bool is_before_bce =
+        choice.factor == Factor::before_bce || choice.factor == Factor::upper_before_bce;
+    if (is_before_bce && edge.is_valid() && is_recorded(grad, source.value) && !has_tangent(grad) &&
+        !has_tangent(source.value)) {
+      return ProductNode<F>::apply_to(grad, source.value, choice, edge);
+    }
+    return product_from_value<F>(grad, source.value, choice);
   }
 
-  static variable_list traced(const variable_list& grads, const std::vector<c10::IValue>& args) {
-    torch::dynamo::autograd::PackedArgs arguments(args);
-    Source source;
-    source.derivative = arguments.unpack<at::Tensor>();
-    source.input = arguments.unpack<at::Tensor>();
-    source.output = arguments.unpack<at::Tensor>();
-    const Choice choice = choice_of(arguments);
-    if (choice.factor != Factor::derivative) {
-      source.value = source.output.defined() ? source.output : at::sigmoid(source.input);
+  static variable_list traced(const variable_list& grads, const std::vector<c10::IValue>& packed) {
+    const TracedArguments of(packed);
+    Source source = {of.tensors[0], of.tensors[1], of.tensors[2], {}};
+    if (of.choice.factor != Factor::derivative) {
+      source.value = source.output.defined() ? source.output : F::torch_value(source.input);
     }
-    return {gradient(grads, source, choice)};
+    return {gradient(grads, source, of.choice, {})};
   }
 
   Kept derivative_, input_, output_;
@@ -869,18 +811,20 @@ class SigmoidNode : public consumers::Asking {
   bool is_pair_ = false;
 };
 
-// That of grad * sigma'(input), of which either has one.
+// Sets the tangent of grad * f'(input), where either has one.
+template <class F>
 void set_tangent(const at::Tensor& product, const at::Tensor& grad, const at::Tensor& input) {
   constexpr uint64_t level = 0;
   const at::Tensor primal = input._fw_primal(level);
   at::Tensor tangent;
   if (const at::Tensor& along = grad._fw_grad(level); along.defined()) {
-    tangent = autograd::sigmoid_backward(along, primal);
+    tangent = Autograd<F>::backward(along, primal);
   }
   if (const at::Tensor& along = input._fw_grad(level); along.defined()) {
     const at::Tensor wide = widened(primal);
     const at::Tensor scaled = widened(grad._fw_primal(level)) * widened(along);
-    const at::Tensor term = narrowed(autograd::sigmoid_backward(scaled, wide) * slope(wide), input);
+    const at::Tensor term =
+        narrowed(Autograd<F>::backward(scaled, wide) * F::curvature(wide), input);
     tangent = tangent.defined() ? tangent + term : term;
   }
   product._set_fw_grad(tangent, level, /*is_inplace_op=*/false);
@@ -888,93 +832,106 @@ void set_tangent(const at::Tensor& product, const at::Tensor& grad, const at::Te
 
 }  // namespace
 
-bool is_followed(const at::Tensor& input) { return recorded(input) || has_forward_gradient(input); }
+bool is_followed(const at::Tensor& input) { return is_recorded(input) || has_tangent(input); }
 
-at::Tensor sigmoid(const at::Tensor& input, Saved saved) {
-  if (recorded(input)) return SigmoidNode::apply_to(input, saved);
-  if (!has_forward_gradient(input) && !is_traced(input)) {
-    return dispatched::sigmoid(input, is_transformed() ? saved : Saved::automatic);
+template <class F>
+at::Tensor Autograd<F>::value(const at::Tensor& input, Saved saved) {
+  if (is_recorded(input)) return FunctionNode<F>::apply_to(input, saved);
+  if (!has_tangent(input) && !is_traced(input)) {
+    return call_value<F>(input, is_transformed() ? saved : Saved::automatic);
   }
-  return compute(input, /*with_derivative=*/false, /*in_place=*/false, saved).value;
+  return compute<F>(input, /*with_derivative=*/false, /*in_place=*/false, saved).value;
 }
 
-at::Tensor& sigmoid_(at::Tensor& input) {
+template <class F>
+void Autograd<F>::in_place(at::Tensor input) {
   check_writable(input);
-  if (recorded(input)) {
+  if (is_recorded(input)) {
     // Before the kernel runs: an error leaves the input as it was.
     torch::autograd::check_inplace(input, /*requires_grad=*/true);
-    SigmoidNode::apply_in_place(input);
+    FunctionNode<F>::apply_in_place(input);
   } else {
-    compute(input, /*with_derivative=*/false, /*in_place=*/true);
+    compute<F>(input, /*with_derivative=*/false, /*in_place=*/true);
     count_write(input);
   }
-  return input;
 }
 
-void sigmoid_out(const at::Tensor& input, at::Tensor out) {
-  check_out(input, out, "sigmoid");
-  dispatched::sigmoid_out(input, out);
+template <class F>
+void Autograd<F>::value_out(const at::Tensor& input, at::Tensor out) {
+  check_out(input, out, F::name);
+  call_into<F>(Work::value, {&out}, {&input});
   count_write(out);
 }
 
-std::tuple<at::Tensor, at::Tensor> sigmoid_with_derivative(const at::Tensor& input) {
-  if (recorded(input)) return SigmoidNode::apply_to_pair(input);
-  if (!has_forward_gradient(input)) return dispatched::sigmoid_with_derivative(input);
-  const Results results = compute(input, /*with_derivative=*/true, /*in_place=*/false);
-  return {results.value, results.derivative};
+template <class F>
+Pair Autograd<F>::value_and_derivative(const at::Tensor& input) {
+  if (is_recorded(input)) return FunctionNode<F>::apply_to_pair(input);
+  Results results;
+  if (has_tangent(input)) {
+    results = compute<F>(input, /*with_derivative=*/true, /*in_place=*/false);
+  } else {
+    // A dispatch mode sees the one operator.
+    call_into<F>(Work::value_and_derivative, {&results.value, &results.derivative}, {&input});
+  }
+  return {std::move(results.value), std::move(results.derivative)};
 }
 
-void sigmoid_with_derivative_out(const at::Tensor& input, at::Tensor value, at::Tensor derivative) {
-  check_out(input, value, "sigmoid_with_derivative");
-  check_out(input, derivative, "sigmoid_with_derivative");
-  dispatched::sigmoid_with_derivative_out(input, value, derivative);
+template <class F>
+void Autograd<F>::value_and_derivative_out(const at::Tensor& input, at::Tensor value,
+                                           at::Tensor derivative) {
+  const std::string name = std::string(F::name) + "_with_derivative";
+  check_out(input, value, name);
+  check_out(input, derivative, name);
+  call_into<F>(Work::value_and_derivative, {&value, &derivative}, {&input});
   count_write(value);
   count_write(derivative);
 }
 
-at::Tensor sigmoid_backward(const at::Tensor& grad, const at::Tensor& input) {
-  if (!is_transformed() && (!for_kernels(grad) || !for_kernels(input))) {
-    return composed_backward(grad, input);
+template <class F>
+at::Tensor Autograd<F>::backward(const at::Tensor& grad, const at::Tensor& input) {
+  if (!is_transformed() && (!is_for_kernels(grad) || !is_for_kernels(input))) {
+    return composed_backward<F>(grad, input);
   }
-  // Of a copy, which nobody changes before the second backward pass.
-  const at::Tensor result = recorded(grad, input) ? ProductNode::apply_to(grad, input.clone())
-                                                  : dispatched::sigmoid_backward(grad, input);
-  if (is_transformed() && (has_forward_gradient(grad) || has_forward_gradient(input))) {
-    set_tangent(result, grad, input);
+  // The node has a copy, which nobody changes before the second backward pass.
+  const at::Tensor result = is_recorded(grad, input) ? ProductNode<F>::apply_to(grad, input.clone())
+                                                     : call<F>(Work::backward, {&grad, &input});
+  if (is_transformed() && (has_tangent(grad) || has_tangent(input))) {
+    set_tangent<F>(result, grad, input);
   }
   return result;
 }
 
-at::Tensor sigmoid_backward_from_output(const at::Tensor& grad, const at::Tensor& output) {
-  if (recorded(grad, output) || !for_kernels(grad) || !for_kernels(output)) {
-    return at::sigmoid_backward(grad, output);
+template <class F>
+at::Tensor Autograd<F>::backward_from_output(const at::Tensor& grad, const at::Tensor& output) {
+  if (is_recorded(grad, output) || !is_for_kernels(grad) || !is_for_kernels(output)) {
+    return F::torch_gradient(grad, output);
   }
-  return dispatched::sigmoid_backward_from_output(grad, output);
+  return call<F>(Work::backward_from_output, {&grad, &output});
 }
 
-at::Tensor sigmoid_backward_from_derivative(const at::Tensor& grad, const at::Tensor& derivative) {
-  if (recorded(grad, derivative) || !for_kernels(grad) || !for_kernels(derivative)) {
+template <class F>
+at::Tensor Autograd<F>::backward_from_derivative(const at::Tensor& grad,
+                                                 const at::Tensor& derivative) {
+  if (is_recorded(grad, derivative) || !is_for_kernels(grad) || !is_for_kernels(derivative)) {
     return grad * derivative;
   }
-  return dispatched::sigmoid_backward_from_derivative(grad, derivative);
+  return call<F>(Work::backward_from_derivative, {&grad, &derivative});
 }
 
-at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
-                                       at::ScalarType loss_dtype) {
-  const bool has_tangent = has_forward_gradient(grad) || has_forward_gradient(output);
-  if (recorded(grad, output)) {
-    // Of the output of a sigmoid: under transforms, where another level asked for this.
+template <class F>
+at::Tensor Autograd<F>::backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
+                                            at::ScalarType loss_dtype) {
+  const bool is_dual = has_tangent(grad) || has_tangent(output);
+  if (is_recorded(grad, output)) {
+    // Under transforms, where another level asked for this, the output is a sigmoid's.
     const auto node = output.grad_fn();
-    if (!has_tangent && node && dynamic_cast<const SigmoidNode*>(node.get()) != nullptr) {
-      return ProductNode::apply_to(grad, output, {Factor::before_bce, loss_dtype, loss_dtype},
-                                   node->next_edge(0));
+    if (!is_dual && node && dynamic_cast<const FunctionNode<F>*>(node.get()) != nullptr) {
+      return ProductNode<F>::apply_to(grad, output, {Factor::before_bce, loss_dtype, loss_dtype},
+                                      node->next_edge(0));
     }
-  } else if (!has_tangent && (is_transformed() || (for_kernels(grad) && for_kernels(output)))) {
-    return dispatched::sigmoid_backward_before_bce(grad, output, loss_dtype);
+  } else if (!is_dual && (is_transformed() || (is_for_kernels(grad) && is_for_kernels(output)))) {
+    return call<F>(Work::backward_before_bce, {&grad, &output}, loss_dtype);
   }
-  const auto converted = [](const at::Tensor& tensor, at::ScalarType dtype) {
-    return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
-  };
   const at::Tensor y = converted(output, loss_dtype);
   const at::Tensor product = (1 - y) * y;
   // What is multiplied by is what the loss divided by, a constant; the derivative is the sigmoid's,
@@ -985,14 +942,19 @@ at::Tensor sigmoid_backward_before_bce(const at::Tensor& grad, const at::Tensor&
   return converted(result, at::result_type(grad, output));
 }
 
-at::Tensor sigmoid_backward_at_exit(const at::Tensor& grad, const std::optional<at::Tensor>& input,
-                                    const at::Tensor& output, int64_t exit) {
+template <class F>
+at::Tensor Autograd<F>::backward_at_exit(const at::Tensor& grad, const OptionalTensor& input,
+                                         const at::Tensor& output, int64_t exit) {
   const consumers::Uses uses =
       consumers::beyond(consumers::uses_of_running_node(), static_cast<consumers::Exit>(exit));
   const Choice choice = choice_for(uses);
-  if (choice.factor != Factor::derivative) return product_from_value(grad, output, choice);
-  return input.has_value() ? dispatched::sigmoid_backward(grad, *input)
-                           : dispatched::sigmoid_backward_from_output(grad, output);
+  if (choice.factor != Factor::derivative) return product_from_value<F>(grad, output, choice);
+  return input.has_value() ? call<F>(Work::backward, {&grad, &*input})
+                           : call<F>(Work::backward_from_output, {&grad, &output});
 }
 
-}  // namespace fused_sigmoid::autograd
+#define FUSED_SIGMOID_INSTANTIATE(F) template struct Autograd<F>;
+FUSED_SIGMOID_FUNCTIONS(FUSED_SIGMOID_INSTANTIATE)
+#undef FUSED_SIGMOID_INSTANTIATE
+
+}  // namespace fused_sigmoid

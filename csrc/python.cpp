@@ -1,40 +1,40 @@
-// The binding: functions that functional.py calls on every eager call, so they take their
-// arguments positionally and return None where the call needs another route than the kernels.
+// The binding. What the public functions call on every eager call takes its arguments positionally,
+// and returns None where the call needs another route than the kernels.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <Python.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
 
-#include <climits>
 #include <stdexcept>
 
 #include "consumers.h"
 #include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
-#include "gpu.h"
-#include "ops.h"
+#include "gpu_launch.h"
+#include "layout.h"
+#include "operators.h"
 
+namespace fused_sigmoid {
 namespace {
 
-using fused_sigmoid::Saved;
-
-// A Tensor or Parameter, not a subclass, that the kernels may see.
+// A Tensor or Parameter, not a subclass, that the kernels may see; else null.
 const at::Tensor* kernel_tensor(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return nullptr;
   const at::Tensor& tensor = THPVariable_Unpack(object);
-  if (!fused_sigmoid::is_plain(tensor) || !fused_sigmoid::has_kernel_dtype(tensor) ||
+  if (!is_unobserved(tensor) || !has_kernel_dtype(tensor) ||
       at::impl::torch_function_mode_enabled()) {
     return nullptr;
   }
   return &tensor;
 }
 
-// A tensor of any kind that autograd follows: the node is the same as a plain tensor's.
+// A tensor of any kind that autograd follows, which has the same node as a plain one; else null.
 const at::Tensor* followed_tensor(PyObject* object) {
   if (!THPVariable_Check(object)) return nullptr;
   const at::Tensor& tensor = THPVariable_Unpack(object);
-  return fused_sigmoid::autograd::is_followed(tensor) ? &tensor : nullptr;
+  return is_followed(tensor) ? &tensor : nullptr;
 }
 
 using Accept = const at::Tensor*(PyObject*);
@@ -46,317 +46,186 @@ bool has_arguments(const char* name, Py_ssize_t count, Py_ssize_t expected) {
   return false;
 }
 
-using fused_sigmoid::saved_names;
-
-// Sets a Python error and returns false for an unknown name.
-bool parse_saved(PyObject* object, Saved& saved) {
+// What users write for `saved`; mostly the very objects of the interned names.
+Saved parse_saved(PyObject* object) {
   static PyObject* const interned[] = {
       PyUnicode_InternFromString(saved_names[0]), PyUnicode_InternFromString(saved_names[1]),
       PyUnicode_InternFromString(saved_names[2]), PyUnicode_InternFromString(saved_names[3])};
   for (int i = 0; i < 4; ++i) {
-    if (object == interned[i]) {
-      saved = static_cast<Saved>(i);
-      return true;
-    }
+    if (object == interned[i]) return static_cast<Saved>(i);
   }
-  for (int i = 0; PyUnicode_Check(object) && i < 4; ++i) {
-    if (PyUnicode_Compare(object, interned[i]) == 0) {
-      saved = static_cast<Saved>(i);
-      return true;
-    }
+  for (int i = 0; i < 4 && PyUnicode_Check(object); ++i) {
+    if (PyUnicode_Compare(object, interned[i]) == 0) return static_cast<Saved>(i);
   }
-  PyErr_Format(PyExc_ValueError,
-               "argument 'saved' is %R; accepted are 'auto', 'derivative', 'input', 'output'",
-               object);
-  return false;
+  TORCH_CHECK_VALUE(false, "argument 'saved' is ", py::repr(object).cast<std::string>(),
+                    "; accepted are 'auto', 'derivative', 'input', 'output'");
 }
 
-PyObject* check_saved(PyObject*, PyObject* object) {
-  Saved saved;
-  if (!parse_saved(object, saved)) return nullptr;
-  Py_RETURN_NONE;
+template <class Function>
+auto without_gil(const Function& function) {
+  const py::gil_scoped_release released;
+  return function();
 }
 
-template <Accept* accept>
-PyObject* sigmoid(PyObject*, PyObject* const* args, Py_ssize_t count) {
+template <class F, Accept* accept>
+PyObject* value(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (!has_arguments("sigmoid", count, 2)) return nullptr;
-  Saved saved;
-  if (!parse_saved(args[1], saved)) return nullptr;
+  if (!has_arguments(F::name, count, 2)) return nullptr;
+  const Saved saved = parse_saved(args[1]);
   const at::Tensor* input = accept(args[0]);
   if (input == nullptr) Py_RETURN_NONE;
-  at::Tensor value;
-  {
-    pybind11::gil_scoped_release no_gil;
-    value = fused_sigmoid::autograd::sigmoid(*input, saved);
-  }
-  return THPVariable_Wrap(std::move(value));
+  return THPVariable_Wrap(without_gil([&] { return Autograd<F>::value(*input, saved); }));
   END_HANDLE_TH_ERRORS
 }
 
-template <Accept* accept>
-PyObject* sigmoid_(PyObject*, PyObject* object) {
+template <class F, Accept* accept>
+PyObject* in_place(PyObject*, PyObject* object) {
   HANDLE_TH_ERRORS
   const at::Tensor* input = accept(object);
   if (input == nullptr) Py_RETURN_NONE;
-  {
-    pybind11::gil_scoped_release no_gil;
-    at::Tensor written = *input;
-    fused_sigmoid::autograd::sigmoid_(written);
-  }
+  without_gil([&] { Autograd<F>::in_place(*input); });
   return Py_NewRef(object);
   END_HANDLE_TH_ERRORS
 }
 
-PyObject* sigmoid_out(PyObject*, PyObject* const* args, Py_ssize_t count) {
+template <class F>
+PyObject* value_out(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (!has_arguments("sigmoid_out", count, 2)) return nullptr;
-  const at::Tensor* input = kernel_tensor(args[0]);
-  const at::Tensor* out = kernel_tensor(args[1]);
-  if (input == nullptr || out == nullptr || fused_sigmoid::has_forward_gradient(*input) ||
-      fused_sigmoid::has_forward_gradient(*out)) {
-    Py_RETURN_NONE;
-  }
-  {
-    pybind11::gil_scoped_release no_gil;
-    fused_sigmoid::autograd::sigmoid_out(*input, *out);
-  }
+  if (!has_arguments(F::name, count, 2)) return nullptr;
+  const at::Tensor *input = kernel_tensor(args[0]), *out = kernel_tensor(args[1]);
+  if (!input || !out || has_tangent(*input) || has_tangent(*out)) Py_RETURN_NONE;
+  without_gil([&] { Autograd<F>::value_out(*input, *out); });
   return Py_NewRef(args[1]);
   END_HANDLE_TH_ERRORS
 }
 
-template <Accept* accept>
-PyObject* sigmoid_with_derivative(PyObject*, PyObject* object) {
+template <class F, Accept* accept>
+PyObject* value_and_derivative(PyObject*, PyObject* object) {
   HANDLE_TH_ERRORS
   const at::Tensor* input = accept(object);
   if (input == nullptr) Py_RETURN_NONE;
-  at::Tensor value, derivative;
-  {
-    pybind11::gil_scoped_release no_gil;
-    std::tie(value, derivative) = fused_sigmoid::autograd::sigmoid_with_derivative(*input);
-  }
+  auto [value, derivative] = without_gil([&] { return Autograd<F>::value_and_derivative(*input); });
   return Py_BuildValue("(NN)", THPVariable_Wrap(std::move(value)),
                        THPVariable_Wrap(std::move(derivative)));
   END_HANDLE_TH_ERRORS
 }
 
-// Sets a Python error for a number that is none of `count`.
-template <class Named>
-bool parse_number(const char* what, unsigned long number, size_t count, Named& named) {
-  named = static_cast<Named>(number);
-  if (number < count) return true;
-  PyErr_Format(PyExc_ValueError, "%s %lu; accepted are 0 to %zu", what, number, count - 1);
-  return false;
+using FastCall = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
+
+// Python reads the definition for as long as the function lives, which is as long as the process.
+void add_method(py::module_& module, const std::string& name, PyCFunction function, int flags) {
+  auto* method = new PyMethodDef{strdup(name.c_str()), function, flags, nullptr};
+  module.add_object(name.c_str(), py::reinterpret_steal<py::object>(
+                                      PyCFunction_NewEx(method, module.ptr(), nullptr)));
+}
+void add_method(py::module_& module, const std::string& name, FastCall* function) {
+  add_method(module, name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+             METH_FASTCALL);
 }
 
-// add_gpu_kernel(kernel, layout, device, dtype, wide, function, block_size, fewest, most, threads,
-// hooks): str. The hooks are lists, which stay alive; only their lengths are looked at, without the
-// GIL.
-PyObject* add_gpu_kernel(PyObject*, PyObject* arguments) {
-  HANDLE_TH_ERRORS
-  namespace gpu = fused_sigmoid::gpu;
-  unsigned number, layout_number, wide, threads;
-  int device;
-  PyObject *dtype, *hooks;
-  unsigned long long function;
-  long long block_size, fewest, most;
-  if (!PyArg_ParseTuple(arguments, "IIiO!IKLLLIO!", &number, &layout_number, &device, &THPDtypeType,
-                        &dtype, &wide, &function, &block_size, &fewest, &most, &threads,
-                        &PyTuple_Type, &hooks)) {
-    return nullptr;
-  }
-  gpu::Kernel kernel;
-  gpu::Layout layout;
-  if (!parse_number("kernel", number, gpu::kernels, kernel) ||
-      !parse_number("layout", layout_number, gpu::layouts, layout) ||
-      !parse_number("wide", wide, size_t{1} << gpu::most_tensors, wide)) {
-    return nullptr;
-  }
+template <class F>
+void add_function(py::module_& module) {
+  const std::string name = F::name;
+  add_method(module, name, value<F, kernel_tensor>);
+  add_method(module, name + "_", in_place<F, kernel_tensor>, METH_O);
+  add_method(module, name + "_out", value_out<F>);
+  add_method(module, name + "_with_derivative", value_and_derivative<F, kernel_tensor>, METH_O);
+  add_method(module, "followed_" + name, value<F, followed_tensor>);
+  add_method(module, "followed_" + name + "_", in_place<F, followed_tensor>, METH_O);
+  add_method(module, "followed_" + name + "_with_derivative",
+             value_and_derivative<F, followed_tensor>, METH_O);
+}
+
+KernelNumber kernel_of(size_t number) {
+  TORCH_CHECK_VALUE(number < kernel_count, "kernel ", number, "; accepted are 0 to ",
+                    kernel_count - 1);
+  return {number / work_count, static_cast<Work>(number % work_count)};
+}
+
+// Pointers to the tensors of a call of a kernel.
+c10::SmallVector<const at::Tensor*, most_operands> pointers_to(
+    const std::vector<at::Tensor>& tensors) {
+  c10::SmallVector<const at::Tensor*, most_operands> pointers;
+  for (const at::Tensor& tensor : tensors) pointers.push_back(&tensor);
+  return pointers;
+}
+
+void check_count(KernelNumber kernel, const std::vector<at::Tensor>& tensors) {
+  const size_t expected = operands_of(kernel.work);
+  TORCH_CHECK_TYPE(tensors.size() == expected, "kernel ", kernel.index(), " has ", expected,
+                   " tensors, not ", tensors.size());
+}
+
+// The hooks are lists, which stay alive; only their lengths are looked at, without the GIL.
+std::string add_gpu_kernel(size_t kernel, int layout, c10::DeviceIndex device,
+                           const py::object& dtype, unsigned wide, uintptr_t function,
+                           int64_t block_size, int64_t fewest, int64_t most, unsigned threads,
+                           const py::tuple& hooks) {
   gpu::Launch launch{reinterpret_cast<void*>(function), block_size, fewest, most, threads, {}};
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(hooks); ++i) {
-    PyObject* list = PyTuple_GET_ITEM(hooks, i);
-    if (!PyList_Check(list)) {
-      PyErr_Format(PyExc_TypeError, "hooks are lists, not %s", Py_TYPE(list)->tp_name);
-      return nullptr;
-    }
-    launch.hook_counts.push_back(&reinterpret_cast<PyVarObject*>(Py_NewRef(list))->ob_size);
+  for (const py::handle hook : hooks) {
+    if (!PyList_Check(hook.ptr())) throw py::type_error("hooks are lists");
+    launch.hook_counts.push_back(&reinterpret_cast<PyVarObject*>(Py_NewRef(hook.ptr()))->ob_size);
   }
-  const gpu::Key key{kernel, layout, static_cast<c10::DeviceIndex>(device),
-                     reinterpret_cast<THPDtype*>(dtype)->scalar_type, wide};
-  return PyUnicode_FromString(gpu::add(key, std::move(launch)).c_str());
-  END_HANDLE_TH_ERRORS
+  const gpu::Key key{kernel_of(kernel), static_cast<gpu::Layout>(layout), device,
+                     reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type, wide};
+  return gpu::add(key, std::move(launch));
 }
 
-// Sets a Python error if one of the arguments from the first on is no tensor.
-bool parse_tensors(const char* name, PyObject* const* args, Py_ssize_t first, Py_ssize_t count,
-                   c10::SmallVector<at::Tensor, 3>& tensors) {
-  for (Py_ssize_t i = first; i < count; ++i) {
-    if (!THPVariable_Check(args[i])) {
-      PyErr_Format(PyExc_TypeError, "%s(): argument %zd must be Tensor, not %s", name, i,
-                   Py_TYPE(args[i])->tp_name);
-      return false;
-    }
-    tensors.push_back(THPVariable_Unpack(args[i]));
-  }
-  return true;
+bool launch_gpu_kernel(size_t number, const std::vector<at::Tensor>& tensors) {
+  const KernelNumber kernel = kernel_of(number);
+  check_count(kernel, tensors);
+  const py::gil_scoped_release no_gil;
+  return gpu::launch(kernel, pointers_to(tensors));
 }
 
-// empty_gpu_result(*operands): Tensor
-PyObject* empty_gpu_result(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  c10::SmallVector<at::Tensor, 3> operands;
-  if (count == 0 && !has_arguments("empty_gpu_result", count, 1)) return nullptr;
-  if (!parse_tensors("empty_gpu_result", args, 0, count, operands)) return nullptr;
-  return THPVariable_Wrap(fused_sigmoid::gpu::empty_result(operands));
-  END_HANDLE_TH_ERRORS
+// Returns (layout, wide, numbers), or None.
+py::object gpu_call(size_t number, const std::vector<at::Tensor>& tensors) {
+  const KernelNumber kernel = kernel_of(number);
+  check_count(kernel, tensors);
+  const auto call = gpu::call_of(kernel.work, pointers_to(tensors));
+  if (!call.has_value()) return py::none();
+  const std::vector<int64_t> numbers(call->numbers.begin(), call->numbers.end());
+  return py::make_tuple(static_cast<int>(call->layout), call->wide, py::tuple(py::cast(numbers)));
 }
-
-// The arguments (kernel, *tensors) of the two functions below; sets a Python error if they are
-// others.
-bool parse_gpu_call(const char* name, PyObject* const* args, Py_ssize_t count,
-                    fused_sigmoid::gpu::Kernel& kernel, c10::SmallVector<at::Tensor, 3>& tensors) {
-  const unsigned long number = count == 0 ? ULONG_MAX : PyLong_AsUnsignedLong(args[0]);
-  if (PyErr_Occurred() || !parse_number("kernel", number, fused_sigmoid::gpu::kernels, kernel)) {
-    return false;
-  }
-  const size_t expected =
-      fused_sigmoid::gpu::operands[number] + fused_sigmoid::gpu::results[number];
-  if (!has_arguments(name, count, static_cast<Py_ssize_t>(1 + expected))) return false;
-  return parse_tensors(name, args, 1, count, tensors);
-}
-
-// launch_gpu_kernel(kernel, *tensors): bool, for tensors of one shape, dtype and device.
-PyObject* launch_gpu_kernel(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  fused_sigmoid::gpu::Kernel kernel;
-  c10::SmallVector<at::Tensor, 3> tensors;
-  if (!parse_gpu_call("launch_gpu_kernel", args, count, kernel, tensors)) return nullptr;
-  bool launched;
-  {
-    pybind11::gil_scoped_release no_gil;
-    launched = fused_sigmoid::gpu::launch(kernel, tensors);
-  }
-  return PyBool_FromLong(launched);
-  END_HANDLE_TH_ERRORS
-}
-
-// gpu_call(kernel, *tensors): (layout, wide, numbers), or None.
-PyObject* gpu_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  fused_sigmoid::gpu::Kernel kernel;
-  c10::SmallVector<at::Tensor, 3> tensors;
-  if (!parse_gpu_call("gpu_call", args, count, kernel, tensors)) return nullptr;
-  const auto call = fused_sigmoid::gpu::call_of(kernel, tensors);
-  if (!call.has_value()) Py_RETURN_NONE;
-  return pybind11::make_tuple(static_cast<int>(call->layout), call->wide,
-                              pybind11::tuple(pybind11::cast(std::vector<int64_t>(
-                                  call->numbers.begin(), call->numbers.end()))))
-      .release()
-      .ptr();
-  END_HANDLE_TH_ERRORS
-}
-
-PyObject* forget_gpu_kernels(PyObject*, PyObject*) {
-  fused_sigmoid::gpu::forget();
-  Py_RETURN_NONE;
-}
-
-PyObject* gpu_launches(PyObject*, PyObject*) {
-  return PyLong_FromUnsignedLongLong(fused_sigmoid::gpu::launches());
-}
-
-PyObject* can_read_backward_passes(PyObject*, PyObject*) {
-  return PyBool_FromLong(fused_sigmoid::consumers::can_read());
-}
-
-PyObject* set_reading_backward_passes(PyObject*, PyObject* object) {
-  const int is_on = PyObject_IsTrue(object);
-  if (is_on < 0) return nullptr;
-  fused_sigmoid::consumers::set_reading(is_on != 0);
-  Py_RETURN_NONE;
-}
-
-// The functions that the extension has, in the order of their kernels' numbers.
-PyObject* functions(PyObject*, PyObject*) { return Py_BuildValue("(s)", "sigmoid"); }
-
-PyObject* instruction_set(PyObject*, PyObject*) {
-  return PyUnicode_FromString(fused_sigmoid::selected_kernels().instruction_set);
-}
-
-PyObject* instruction_sets(PyObject*, PyObject*) {
-  const auto names = fused_sigmoid::instruction_sets();
-  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(names.size()));
-  if (tuple == nullptr) return nullptr;
-  for (size_t i = 0; i < names.size(); ++i) {
-    PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), PyUnicode_FromString(names[i].c_str()));
-  }
-  return tuple;
-}
-
-PyObject* select_instruction_set(PyObject*, PyObject* object) {
-  const char* name = PyUnicode_AsUTF8(object);
-  if (name == nullptr) return nullptr;
-  try {
-    fused_sigmoid::select_instruction_set(name);
-  } catch (const std::invalid_argument& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-    return nullptr;
-  }
-  Py_RETURN_NONE;
-}
-
-PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
-PyMethodDef methods[] = {
-    {"sigmoid", fast(sigmoid<kernel_tensor>), METH_FASTCALL, nullptr},
-    {"sigmoid_", sigmoid_<kernel_tensor>, METH_O, nullptr},
-    {"sigmoid_out", fast(sigmoid_out), METH_FASTCALL, nullptr},
-    {"sigmoid_with_derivative", sigmoid_with_derivative<kernel_tensor>, METH_O, nullptr},
-    {"followed_sigmoid", fast(sigmoid<followed_tensor>), METH_FASTCALL, nullptr},
-    {"followed_sigmoid_", sigmoid_<followed_tensor>, METH_O, nullptr},
-    {"followed_sigmoid_with_derivative", sigmoid_with_derivative<followed_tensor>, METH_O, nullptr},
-    {"check_saved", check_saved, METH_O, nullptr},
-    {"add_gpu_kernel", add_gpu_kernel, METH_VARARGS, nullptr},
-    {"launch_gpu_kernel", fast(launch_gpu_kernel), METH_FASTCALL, nullptr},
-    {"empty_gpu_result", fast(empty_gpu_result), METH_FASTCALL, nullptr},
-    {"gpu_call", fast(gpu_call), METH_FASTCALL, nullptr},
-    {"forget_gpu_kernels", forget_gpu_kernels, METH_NOARGS, nullptr},
-    {"gpu_launches", gpu_launches, METH_NOARGS, nullptr},
-    {"can_read_backward_passes", can_read_backward_passes, METH_NOARGS, nullptr},
-    {"set_reading_backward_passes", set_reading_backward_passes, METH_O, nullptr},
-    {"functions", functions, METH_NOARGS, nullptr},
-    {"instruction_set", instruction_set, METH_NOARGS, nullptr},
-    {"instruction_sets", instruction_sets, METH_NOARGS, nullptr},
-    {"select_instruction_set", select_instruction_set, METH_O, nullptr},
-    {nullptr, nullptr, 0, nullptr},
-};
-
-PyModuleDef module = {PyModuleDef_HEAD_INIT,
-                      "fused_sigmoid extension",
-                      nullptr,
-                      -1,
-                      methods,
-                      nullptr,
-                      nullptr,
-                      nullptr,
-                      nullptr};
-
-// Joins after expanding the macro: the module's name holds the torch version it is built for.
-#define FUSED_SIGMOID_JOIN_(a, b) a##b
-#define FUSED_SIGMOID_JOIN(a, b) FUSED_SIGMOID_JOIN_(a, b)
 
 }  // namespace
+}  // namespace fused_sigmoid
 
-PyMODINIT_FUNC FUSED_SIGMOID_JOIN(PyInit_, TORCH_EXTENSION_NAME)() {
-  try {
-    fused_sigmoid::selected_kernels();
-    fused_sigmoid::check_fresh_memory_settings();
-    fused_sigmoid::gpu::is_left_to_triton();
-  } catch (const std::invalid_argument& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-    return nullptr;
-  }
-  return PyModule_Create(&module);
+// TORCH_EXTENSION_NAME holds the torch release that this is built for.
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  using namespace fused_sigmoid;
+  for_each_function([&](auto function) { add_function<decltype(function)>(module); });
+  // In the order of their kernels' numbers.
+  module.def("functions", [] {
+    py::list names;
+    for_each_function([&](auto function) { names.append(decltype(function)::name); });
+    return py::tuple(names);
+  });
+  // In the order of their numbers: name, how many inputs, how many outputs.
+  module.def("works", [] {
+    py::tuple works(work_count);
+    for (size_t i = 0; i < work_count; ++i) {
+      const Work work = static_cast<Work>(i);
+      works[i] = py::make_tuple(work_names[i], inputs_of(work), outputs_of(work));
+    }
+    return works;
+  });
+  module.def("check_settings", [] {
+    selected_kernels();
+    check_fresh_memory_settings();
+    gpu::is_left_to_triton();
+  });
+  module.def("add_gpu_kernel", add_gpu_kernel);
+  module.def("launch_gpu_kernel", launch_gpu_kernel);
+  module.def("gpu_call", gpu_call);
+  module.def("empty_gpu_output", [](const std::vector<at::Tensor>& inputs) {
+    return empty_output(pointers_to(inputs));
+  });
+  module.def("forget_gpu_kernels", gpu::forget);
+  module.def("gpu_launches", gpu::launches);
+  module.def("can_read_backward_passes", consumers::can_read);
+  module.def("set_reading_backward_passes", consumers::set_reading);
+  module.def("instruction_set", [] { return selected_kernels().instruction_set; });
+  module.def("instruction_sets", [] { return py::tuple(py::cast(instruction_sets())); });
+  module.def("select_instruction_set", select_instruction_set);
 }

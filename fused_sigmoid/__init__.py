@@ -3,8 +3,9 @@
 ``FusedSigmoid`` replaces ``torch.nn.Sigmoid``; the functions replace ``torch.sigmoid``.
 """
 
-from . import ops as ops  # registers the kernels of torch.ops.fused_sigmoid
-from .functional import sigmoid, sigmoid_, sigmoid_with_derivative
+from . import operators as operators  # registers the kernels of torch.ops.fused_sigmoid
+from .functions import PUBLIC as _PUBLIC
+from .functions.sigmoid import sigmoid, sigmoid_, sigmoid_with_derivative
 from .modules import FusedSigmoid
 from .replace import override, replace_sigmoid, restore_sigmoid
 
@@ -19,3 +20,7 @@ __all__ = [
     "sigmoid_",
     "sigmoid_with_derivative",
 ]
+
+# Those of the sigmoid are imported by name, above, for type checkers.
+globals().update(_PUBLIC)
+__all__ += [name for name in _PUBLIC if name not in __all__]

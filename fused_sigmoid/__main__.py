@@ -16,7 +16,7 @@ import torch
 from . import __version__
 from ._extension import extension
 from ._machine import versions
-from .functional import sigmoid
+from .functions.sigmoid import sigmoid
 
 CHECK_DEPENDENCIES = ("mpmath", "numpy", "tabulate", "tqdm")
 INTERRUPTED = 130
@@ -30,7 +30,7 @@ def _gpu_route() -> str:
     # Which way kernels are launched is known after the first launch.
     try:
         sigmoid(torch.zeros(1, device="cuda"))
-        launcher = importlib.import_module("fused_sigmoid.triton_kernels").launcher()
+        launcher = importlib.import_module("fused_sigmoid.triton.elementwise").launcher()
     except Exception as error:  # whatever it is, this is where users look for it
         return f"Triton kernels, which fail: {type(error).__name__}: {error}"
     return f"Triton kernels on {torch.cuda.get_device_name()}, launched by {launcher}"

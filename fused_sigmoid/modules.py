@@ -8,7 +8,8 @@ from torch.compiler import is_dynamo_compiling
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from ._extension import extension
-from .functional import check_saved, sigmoid
+from .functions.sigmoid import sigmoid
+from .routes import check_saved
 
 
 class FusedSigmoid(nn.Sigmoid):
@@ -41,8 +42,8 @@ class FusedSigmoid(nn.Sigmoid):
     tensor([0.5000, 0.8808])
     """
 
-    # Of the class too, so that an nn.Sigmoid that becomes a FusedSigmoid has it. TorchScript reads
-    # no annotation of a class that stands in quotes, as all do here.
+    # The class has it too, for an nn.Sigmoid that becomes a FusedSigmoid. TorchScript reads no
+    # annotation of a class that stands in quotes, as all do here.
     saved = "auto"
 
     def __init__(self, saved: str = "auto") -> None:

@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils._contextlib import context_decorator
 
-from . import functional
+from .functions.sigmoid import sigmoid, sigmoid_
 from .modules import FusedSigmoid
+from .routes import check_saved, has_own_rules, transforms
 
 _LOGGER = logging.getLogger(__package__)
 
@@ -64,7 +65,7 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool =
     >>> model[1]
     FusedSigmoid()
     """
-    functional.check_saved(saved)
+    check_saved(saved)
     modules = _modules(model)
     turned = [
         module
@@ -179,7 +180,7 @@ def _compute(
         return value
     frame = held["target_frame_ref"]()
     # Tensors of a transform do not say whether they require a gradient.
-    keeps = torch.is_grad_enabled() and (input.requires_grad or bool(functional.transforms()))
+    keeps = torch.is_grad_enabled() and (input.requires_grad or bool(transforms()))
     position = frame.recomp_counter[held["gid"]]
     kept = getattr(frame, _OVERRIDDEN, {}).get((position, keeps))
     return theirs(input) if kept is None else ours(kept)
@@ -187,14 +188,12 @@ def _compute(
 
 def _sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str) -> Tensor:
     if out is not None:
-        return functional.sigmoid(input, out=out, saved=saved)
-    return _compute(
-        lambda saved: functional.sigmoid(input, saved=saved), torch.sigmoid, input, saved
-    )
+        return sigmoid(input, out=out, saved=saved)
+    return _compute(lambda saved: sigmoid(input, saved=saved), torch.sigmoid, input, saved)
 
 
 def _sigmoid_(input: Tensor, *, saved: str) -> Tensor:
-    return _compute(lambda _: functional.sigmoid_(input), torch.sigmoid_, input, saved)
+    return _compute(lambda _: sigmoid_(input), torch.sigmoid_, input, saved)
 
 
 def _set_grad_enabled(enabled: bool, *, saved: str) -> None:
@@ -292,7 +291,7 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
         if misplaced:
             raise TypeError(_advice(misplaced[0]))
         super().__init__()
-        functional.check_saved(saved)
+        check_saved(saved)
         self.saved = saved
 
     def __enter__(self) -> override:
@@ -318,7 +317,7 @@ class override(TorchFunctionMode):  # noqa: N801 - used like a function
         # Called for every function of torch: what is not replaced must get past in little time.
         replacement = _REPLACEMENTS.get(func)
         # A type with rules of its own sees the function that was called.
-        if replacement is None or (types and any(map(functional.has_own_rules, args))):
+        if replacement is None or (types and any(map(has_own_rules, args))):
             return func(*args, **kwargs) if kwargs else func(*args)
         return replacement(*args, **(kwargs or {}), saved=self.saved)
 

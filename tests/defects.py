@@ -45,7 +45,8 @@ MEMORY = _sanitizer("address and undefined behaviour")
 SHIPPED = _sanitizer("guard pages, as shipped")
 THREADS = _sanitizer("threads")
 LOOPS = "csrc/cpu/loops.h"
-SHARES = "csrc/cpu/shares.h"
+STRIDED = "csrc/cpu/strided.cpp"
+ELEMENTWISE = "csrc/elementwise.cpp"
 TAIL = "const size_t bytes = static_cast<size_t>(count - offset) * sizeof(T);"
 FAILED_TEST = r"FAILED (tests/\S+)"
 PROGRAMS = ("pytest", "-q", "-x", "tests/test_fuzz_programs.py", "-k")
@@ -72,74 +73,61 @@ DEFECTS = (
         *(SHIPPED, r"FAILED: .*|in this call: .*"),
     ),
     Defect(
-        *("a strided input is taken for a dense one", LOOPS),
-        "for (int i = 0; i < operands; ++i) dense = dense && strides[i] == item;",
-        "for (int i = 0; i < Work::outputs; ++i) dense = dense && strides[i] == item;",
+        *("a strided input is taken for a dense one", STRIDED),
+        *("(strides[i] != item && columns > 1)", "(i < outputs && strides[i] != item)"),
         *(MEMORY, r"AddressSanitizer: [\w-]+|FAILED: .*"),
     ),
     Defect(
-        *("gathered rows are one too many at the end", "csrc/cpu/rows.cpp"),
-        *("count - first : gathered / length;", "count - first + 1 : gathered / length;"),
+        *("gathered rows are one too many at the end", STRIDED),
+        *("count - row : most_rows;", "count - row + 1 : most_rows;"),
         *(SHIPPED, r"FAILED: .*|in this call: .*"),
     ),
     Defect(
-        *("loads that need alignment", "csrc/cpu/vector_avx2.h"),
-        *("Float(_mm256_loadu_ps(from))", "Float(_mm256_load_ps(from))"),
+        *("loads that need alignment", "csrc/cpu/vector.h"),
+        *("std::memcpy(&to, from, sizeof(to));", "to = *static_cast<const To*>(from);"),
         *(SHIPPED, r"in this call: .*?elements"),
     ),
     Defect(
         *("bfloat16 rounds ties away, in one instruction set", "csrc/cpu/vector_avx2.h"),
-        "_mm256_set1_epi32(0x7fff)), odd)",
-        "_mm256_set1_epi32(0x8000)), _mm256_sub_epi32(odd, odd))",
+        *("Bits(a) + 0x7fff + ((Bits(a) >> 16) & 1)", "Bits(a) + 0x8000"),
         *(MEMORY, r"FAILED: .*"),
     ),
     Defect(
-        *("a racy scratch buffer for strided operands", LOOPS),
-        *("  T buffers[operands][block];", "  static T buffers[operands][block];"),
+        *("a racy scratch buffer for strided operands", STRIDED),
+        *("alignas(64) char buffers", "alignas(64) static char buffers"),
         *(THREADS, r"ThreadSanitizer: data race"),
     ),
     Defect(
         *("a racy scratch buffer for the tail", LOOPS),
-        "  T buffer[Work::inputs + Work::outputs][V::size] = {};",
-        "  static T buffer[Work::inputs + Work::outputs][V::size] = {};",
+        "  T buffer[inputs + outputs][V::size] = {};",
+        "  static T buffer[inputs + outputs][V::size] = {};",
         *(THREADS, r"ThreadSanitizer: data race"),
     ),
     Defect(
-        *("two threads may take the same part of a loop", SHARES),
-        "share.next.fetch_add(1, std::memory_order_relaxed);",
-        "share.next.load(); ++share.next;",
-        *(THREADS, r"ThreadSanitizer: data race|FAILED: .*"),
-    ),
-    Defect(
-        *("the end of a loop is left out", SHARES),
-        *("(count + chunk_size - 1) / chunk_size", "count / chunk_size"),
-        *(THREADS, r"FAILED: .*"),
-    ),
-    Defect(
-        *("no device guard around a launch", "fused_sigmoid/triton_kernels.py"),
+        *("no device guard around a launch", "fused_sigmoid/triton/elementwise.py"),
         *("torch.cuda.device(device) if elsewhere else contextlib.nullcontext()",),
         "contextlib.nullcontext()",
         *(("pytest", "-q", "tests/test_triton_interpreter.py", "-k", "launches"), FAILED_TEST),
     ),
     Defect(
-        *("every tensor is taken for a contiguous one", "csrc/cpu.cpp"),
-        *("return tensor.is_non_overlapping_and_dense() && ", "return "),
+        *("every tensor is taken for a contiguous one", ELEMENTWISE),
+        *("is_dense = like.is_non_overlapping_and_dense(), has_one", "is_dense = true, has_one"),
         *(("pytest", "-q", "-x", "tests/test_properties.py"), FAILED_TEST, True),
     ),
     Defect(
-        *("before the loss, 1 - y of a half is not rounded", "csrc/numerics/sigmoid.h"),
+        *("before the loss, 1 - y of a half is not rounded", "csrc/functions/sigmoid.h"),
         *("rounded<C>(complement) * y;", "complement * y;"),
         *(BEFORE_BCE, FAILED_TEST, True),
     ),
     Defect(
-        *("before the loss, the floor is float64's 1e-12", "csrc/numerics/sigmoid.h"),
-        *("rounded<C>(V(1e-12f))", "rounded<C>(V(1e-12))"),
+        *("before the loss, the floor is float64's 1e-12", "csrc/functions/sigmoid.h"),
+        *("constexpr float floor_of_bce = 1e-12f;", "constexpr double floor_of_bce = 1e-12;"),
         *((*BEFORE_BCE, "-k", "division_is_undone"), FAILED_TEST, True),
     ),
     Defect(
         *(
             "before the loss, a GPU forgets the product's rounding",
-            "fused_sigmoid/triton_kernels.py",
+            "fused_sigmoid/triton/sigmoid.py",
         ),
         *("(complement * y).to(dtype).to(y.dtype)", "complement * y"),
         *(
@@ -148,23 +136,23 @@ DEFECTS = (
         ),
     ),
     Defect(
-        *("a kept tensor that was changed is taken for an unchanged one", "csrc/autograd.cpp"),
+        *("a kept tensor that was changed is taken for an unchanged one", "csrc/kept.h"),
         *("if (!*this || counter_.current_version() != version_)", "if (!*this)"),
         *(IN_PLACE, FAILED_TEST, True),
     ),
     Defect(
         *("another tensor is kept under a mode", "csrc/autograd.cpp"),
-        *("!input.is_cpu() || !is_plain_kind(input)", "!input.is_cpu() || !is_plain(input)"),
+        *("!input.is_cpu() || !is_ordinary(input)", "!input.is_cpu() || !is_unobserved(input)"),
         *(CHECKPOINTS, FAILED_TEST, True),
     ),
     Defect(
         *("compiled, the input is kept and not a copy", "csrc/autograd.cpp"),
-        *("Kept(input.clone(), /*is_output=*/false)", "Kept(input, /*is_output=*/false)"),
+        *("? Kept(input.clone(), /*is_output=*/false)", "? Kept(input, /*is_output=*/false)"),
         *(COMPILED, FAILED_TEST, True),
     ),
     Defect(
         *("no consumer of an output is looked for", "csrc/consumers.cpp"),
-        *("Consumer consumer = found == nullptr ? Consumer() : *found;", "Consumer consumer;"),
+        *("return found == pass->consumers.end() ? Consumer() : found->second;", "return {};"),
         *(COMPANY, FAILED_TEST, True),
     ),
     Defect(
@@ -175,14 +163,16 @@ DEFECTS = (
     ),
     Defect(
         *("torch's sigmoid stands in for an output that was not kept", "csrc/autograd.cpp"),
-        "value = compute(input, /*with_derivative=*/false, /*in_place=*/false).value;",
+        "value = compute<F>(input, /*with_derivative=*/false, /*in_place=*/false).value;",
         "value = at::sigmoid(input);",
         *((*COMPANY, "-k", "input"), FAILED_TEST, True),
     ),
     Defect(
         *("a reference that a call never gives back", "csrc/python.cpp"),
-        "  return THPVariable_Wrap(std::move(value));",
-        "  return Py_NewRef(THPVariable_Wrap(std::move(value)));",
+        "  return THPVariable_Wrap("
+        "without_gil([&] { return Autograd<F>::value(*input, saved); }));",
+        "  return Py_NewRef(THPVariable_Wrap("
+        "without_gil([&] { return Autograd<F>::value(*input, saved); })));",
         ("tests.load", "--seconds", "1", "--small-calls", "50000", "--large-steps", "5"),
         *(r"small_calls: resident memory grew by [\d,]+ bytes", True),
     ),

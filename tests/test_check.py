@@ -21,9 +21,10 @@ from torch import Tensor
 
 import fused_sigmoid
 from fused_sigmoid import __main__ as command_line
-from fused_sigmoid import check, functional
+from fused_sigmoid import check
 from fused_sigmoid._extension import extension
 from fused_sigmoid.check import figures, inputs, reference, report, sweep
+from fused_sigmoid.functions import sigmoid as functional
 
 PACKAGE_PARENT = Path(fused_sigmoid.__file__).parent.parent
 COARSE = check.Extent(float32_step=5_000_011, float64_inputs=700)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from fused_sigmoid import coefficients
+from fused_sigmoid.triton import coefficients
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATOR = Path("csrc/numerics/generate_coefficients.py")
 HEADER = Path("csrc/numerics/coefficients.h")
-MODULE = Path("fused_sigmoid/coefficients.py")
+MODULE = Path("fused_sigmoid/triton/coefficients.py")
 HEXADECIMAL = r"-?0x[0-9a-f.]+p[+-]\d+"
 
 
@@ -52,19 +52,9 @@ def test_generator_finds_its_files_up_to_date_and_notices_a_change(tmp_path: Pat
 def test_header_and_module_hold_the_same_numbers() -> None:
     header = (ROOT / HEADER).read_text()
     for dtype in ("float64", "float32", "float16", "bfloat16"):
-        structure, prefix = f"{dtype.capitalize()}Constants", dtype.upper()
-        body = header.split(f"struct {structure} {{")[1].split("\n};")[0]
+        body = header.split(f"struct {dtype.capitalize()}Constants {{")[1].split("\n};")[0]
         scalars = re.findall(rf"constexpr (?:float|double) (\w+) = ({HEXADECIMAL})f?;", body)
-        assert {name for name, _ in scalars} == {
-            "limit",
-            "log2_e",
-            "round_shift",
-            "ln2_high",
-            "ln2_low",
-            "numerator",
-            "summand",
-        }
-        for name, number in scalars:
-            assert getattr(coefficients, f"{prefix}_{name.upper()}") == float.fromhex(number)
+        assert tuple(name for name, _ in scalars) == coefficients.SCALARS
         array = re.findall(rf"({HEXADECIMAL})f?,", body.split("exp[")[1])
-        assert getattr(coefficients, f"{prefix}_EXP") == tuple(map(float.fromhex, array))
+        numbers = [number for _, number in scalars] + array
+        assert coefficients.CONSTANTS[dtype] == tuple(map(float.fromhex, numbers))

@@ -846,3 +846,13 @@ def test_the_mean_is_that_of_the_logits() -> None:
     nn.BCELoss()(FusedSigmoid()(ours), t).backward()
     with_logits(theirs, t, "mean").backward()
     torch.testing.assert_close(_grad_of(ours), _grad_of(theirs), rtol=1e-6, atol=1e-9)
+
+
+def test_a_pass_that_begins_at_a_nested_tensor() -> None:
+    """Its shape is none that other tensors have."""
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    expected = torch.autograd.grad(sigmoid(x), x, torch.ones_like(x))[0]
+    nested = torch._nested_tensor_from_tensor_list(list(sigmoid(x)))
+    nested.backward(torch.ones_like(nested))
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, expected)

@@ -367,6 +367,24 @@ def test_compiled_autograd(dtype: torch.dtype, act: str) -> None:
     _check(cases, [leaf.grad for leaf in leaves])
 
 
+@pytest.mark.parametrize("position", [0, 1])
+def test_an_output_of_a_compiled_model_that_two_losses_get(position: int) -> None:
+    """One divides by the complement, the other by the output, which is small: neither may meet the
+    floor of nn.BCELoss, wherever among the model's outputs the sigmoid's is."""
+
+    def model(x: Tensor) -> list[Tensor]:
+        outputs = [x * 2]
+        outputs.insert(position, sigmoid(x))
+        return outputs
+
+    x = torch.tensor([-60.0, -40.0, 0.0, 2.0], requires_grad=True)
+    y = torch.compile(model, backend="aot_eager")(x)[position]
+    loss = torch.nn.functional.binary_cross_entropy(y, torch.ones(4), reduction="sum")
+    (loss + y.log().sum()).backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.tensor([1.0, 1.0, 0.0, 0.0]), atol=1e-4, rtol=0)
+
+
 def test_compiled_autograd_of_a_compiled_model() -> None:
     cases = _cases(SOME, torch.float32)
     leaves = _leaves(cases)

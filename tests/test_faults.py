@@ -16,14 +16,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import oracle
 import pytest
 import torch
 
 import fused_sigmoid
-from fused_sigmoid import _extension, formula, ops
+from fused_sigmoid import _extension
+from fused_sigmoid.functions import function
+from fused_sigmoid.functions.sigmoid import FUNCTION
 
 SECONDS = 120
 ROOT = Path(fused_sigmoid.__file__).parent.parent
@@ -350,12 +351,11 @@ def _release() -> str:
 def _fresh_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As before the first GPU tensor: nothing of Triton is imported, and no choice is made."""
     for name in list(sys.modules):
-        if name.split(".")[0] == "triton" or name == "fused_sigmoid.triton_kernels":
+        if name.split(".")[0] == "triton" or name.startswith("fused_sigmoid.triton"):
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(fused_sigmoid, "triton_kernels", raising=False)
-    ops.cuda_kernels.cache_clear()
+    function._triton_kernels.cache_clear()
     yield
-    ops.cuda_kernels.cache_clear()
+    function._triton_kernels.cache_clear()
 
 
 TRITONS = {
@@ -382,26 +382,24 @@ def test_triton_that_cannot_be_used(
         (package / "language.py").write_text("")
         monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(UserWarning, match="without its GPU kernels, since Triton") as caught:
-        kernels = ops.cuda_kernels()
+        assert function._triton_kernels() == {}
     assert len(caught) == 1
     if program is not None and "raise" in program:
         assert program.split("'")[1] in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ops.cuda_kernels() is kernels
-    assert kernels is formula
-    _check_formula(kernels)
+        _check_formula()
     for name in list(sys.modules):
         if name.split(".")[0] == "triton":
             del sys.modules[name]
 
 
-def _check_formula(kernels: ModuleType) -> None:
+def _check_formula() -> None:
     x = torch.tensor([-30.0, 0.0, 30.0])
     exact = oracle.exact(x)
-    value, derivative = kernels.sigmoid_with_derivative(x)
-    gradient = kernels.sigmoid_backward(torch.ones(3), x)
-    assert oracle.largest_error_in_ulp(kernels.sigmoid(x), oracle.value(exact)) < 4
+    value, derivative = FUNCTION.run("value_and_derivative", x)
+    gradient = FUNCTION.run("backward", torch.ones(3), x)
+    assert oracle.largest_error_in_ulp(FUNCTION.run("value", x), oracle.value(exact)) < 4
     assert oracle.largest_error_in_ulp(value, oracle.value(exact)) < 4
     assert oracle.largest_error_in_ulp(derivative, oracle.derivative(exact)) < 8
     assert oracle.largest_error_in_ulp(gradient, oracle.derivative(exact)) < 8
@@ -427,7 +425,7 @@ y = sigmoid(x)
 y.sum().backward()
 assert right(y.detach(), x.detach())
 assert fused_sigmoid.replace_sigmoid(torch.nn.Sequential(torch.nn.Sigmoid())) == 1
-import fused_sigmoid.triton_kernels
+import fused_sigmoid.triton.elementwise
 print("right")
 """
 

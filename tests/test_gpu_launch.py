@@ -47,33 +47,28 @@ def test_on_a_fake_device(tmp_path: Path) -> None:
 
 
 def test_numbers_are_those_of_the_extension() -> None:
-    from fused_sigmoid import triton_kernels
+    from fused_sigmoid.triton import elementwise
 
-    header = (FOLDER.parent / "csrc" / "gpu.h").read_text(encoding="utf-8")
-
-    def enumerated(name: str) -> list[str]:
-        text = header[header.index(f"enum class {name} {{") :].split("}")[0]
-        return re.findall(r"^  (\w+),", text, re.M)
-
-    kernels = sorted(triton_kernels.KERNELS, key=lambda kernel: kernel.number)
-    assert [kernel.number for kernel in kernels] == list(range(len(kernels)))
-    assert enumerated("Kernel") == [kernel.name for kernel in kernels]
-    assert enumerated("Layout") == [layout.name.lower() for layout in triton_kernels.Layout]
-    assert f"kernels = {len(kernels)};" in header
-    assert f"layouts = {len(triton_kernels.Layout)};" in header
-    for what, field in (("operands", "reads"), ("results", "writes")):
-        counts = ", ".join(str(getattr(kernel, field)) for kernel in kernels)
-        assert f"{what} = {{{counts}}};" in header
+    header = (FOLDER.parent / "csrc" / "gpu_launch.h").read_text(encoding="utf-8")
+    text = header[header.index("enum class Layout {") :].split("}")[0]
+    layouts = re.findall(r"^  (\w+),", text, re.M)
+    assert layouts == [layout.name.lower() for layout in elementwise.Layout]
+    assert f"layout_count = {len(layouts)};" in header
+    # A function's works follow those of the function before it.
+    works = [work for work, _, _ in extension.works()]
+    numbers = [(function, work) for function in extension.functions() for work in works]
+    for key, kernel in elementwise.KERNELS.items():
+        assert (kernel.function, kernel.work) == key == numbers[kernel.number]
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ((), ValueError),
-        ((8, torch.zeros(1)), ValueError),
-        ((0, torch.zeros(1)), TypeError),
-        ((0, torch.zeros(1), 1.0), TypeError),
-        (("sigmoid", torch.zeros(1)), TypeError),
+        ((), TypeError),
+        ((10_000, [torch.zeros(1)]), ValueError),
+        ((0, [torch.zeros(1)]), TypeError),
+        ((0, [torch.zeros(1), 1.0]), TypeError),
+        (("sigmoid", [torch.zeros(1)]), TypeError),
     ],
 )
 def test_wrong_arguments(arguments: tuple[object, ...], error: type[Exception]) -> None:
@@ -92,7 +87,7 @@ def test_rows_are_divided_by_a_product() -> None:
         rows = torch.empty_strided((2, length), (length + 1, 1), device="meta")
         if 2 * length > 2**31 - 1 or length == 1:
             continue
-        _, _, numbers = extension.gpu_call(0, rows, rows)
+        _, _, numbers = extension.gpu_call(0, [rows, rows])
         assert numbers[:2] == (2 * length, length)
         factor, shift = numbers[2:4]
         assert 0 <= factor < 2**32
@@ -108,7 +103,7 @@ def test_rows_are_divided_by_a_product() -> None:
 
 def test_what_lies_in_no_layout_has_no_call() -> None:
     def layout(number: int, *tensors: torch.Tensor) -> int | None:
-        found = extension.gpu_call(number, *tensors)
+        found = extension.gpu_call(number, tensors)
         return found and found[0]
 
     dense, rows = 0, 2
@@ -131,7 +126,7 @@ def test_what_lies_in_no_layout_has_no_call() -> None:
 
 
 def test_info_says_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fused_sigmoid import triton_kernels
+    from fused_sigmoid.triton import elementwise
 
     info = importlib.import_module("fused_sigmoid.__main__")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -142,7 +137,7 @@ def test_info_says_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info, "_reading", lambda: "")
     for reason, launcher in (("", "the extension"), ("too old", "Triton (too old)")):
         compiled = {(0, 0, 0, torch.float32, 3, 256): (None, reason)}
-        monkeypatch.setattr(triton_kernels, "_compiled", compiled)
+        monkeypatch.setattr(elementwise, "_compiled", compiled)
         assert info.information()["route on GPU"] == (
             f"Triton kernels on a GPU, launched by {launcher}"
         )
@@ -170,9 +165,9 @@ def on_cpu(x: torch.Tensor) -> torch.Tensor:
 
 
 def assert_launched_by_the_extension(count: int, before: int) -> None:
-    from fused_sigmoid import triton_kernels
+    from fused_sigmoid.triton import elementwise
 
-    assert triton_kernels.launcher() == "the extension"
+    assert elementwise.launcher() == "the extension"
     assert extension.gpu_launches() - before == count
 
 

@@ -17,7 +17,7 @@ import fused_sigmoid
 from fused_sigmoid._extension import extension
 
 PACKAGE_PARENT = Path(fused_sigmoid.__file__).parent.parent
-PUBLIC_MODULES = ("functional", "modules", "replace")
+PUBLIC_MODULES = (*(f"functions.{name}" for name in extension.functions()), "modules", "replace")
 
 
 def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -38,15 +38,22 @@ def test_kernels_execute_the_recorded_instructions() -> None:
 def test_two_operations_more_are_noticed_in_every_kernel_that_has_it(tmp_path: Path) -> None:
     sources = tmp_path / "csrc"
     shutil.copytree(instructions.ROOT / "csrc", sources)
-    header = sources / "numerics/sigmoid.h"
-    text = header.read_text(encoding="utf-8")
-    for written, more in (
-        ("out[0] = in[0] * in[1];", "out[0] = in[0] * in[1] * in[0] * in[0];"),
-        ("const V a = min(V(C::limit), abs(x));", "const V a = min(V(C::limit), abs(x)) * x * x;"),
+    for name, written, more in (
+        (
+            "functions/functions.h",
+            "out[0] = in[0] * in[1];",
+            "out[0] = in[0] * in[1] * in[0] * in[0];",
+        ),
+        (
+            "numerics/exponential.h",
+            "min(V(C::limit), abs(x));",
+            "min(V(C::limit), abs(x)) * x * x;",
+        ),
     ):
+        header = sources / name
+        text = header.read_text(encoding="utf-8")
         assert text.count(written) == 1
-        text = text.replace(written, more)
-    header.write_text(text, encoding="utf-8")
+        header.write_text(text.replace(written, more), encoding="utf-8")
     record = instructions.recorded()["instructions_per_element"]
     counts = _counts(sources)
     moved = {line.split(":")[0] for line in instructions.changes(record, counts)}

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_sigmoid
-from fused_sigmoid import formula, ops
+from fused_sigmoid.functions import function
+from fused_sigmoid.functions.sigmoid import FLOOR_OF_BCE, FUNCTION, backward_before_bce
 
 OPERATORS = torch.ops.fused_sigmoid
 PACKAGE_PARENT = Path(fused_sigmoid.__file__).parent.parent
@@ -39,7 +40,7 @@ FUNCTIONAL: dict[str, Callable[..., tuple[Any, ...]]] = {
     "sigmoid_backward_from_output": lambda grad, y: (grad * y * (1 - y),),
     "sigmoid_backward_from_derivative": lambda grad, d: (grad * d,),
     "sigmoid_backward_before_bce": lambda grad, y: (
-        grad * numpy.maximum((1 - y) * y, formula.FLOOR_OF_BCE),
+        grad * numpy.maximum((1 - y) * y, FLOOR_OF_BCE),
     ),
 }
 OUT = {"sigmoid_out": "sigmoid", "sigmoid_with_derivative_out": "sigmoid_with_derivative"}
@@ -260,19 +261,19 @@ def test_autocast_leaves_the_dtype_alone(name: str, dtype: torch.dtype) -> None:
 def test_formula(dtype: torch.dtype) -> None:
     x = torch.linspace(-80, 80, 1001, dtype=dtype)
     grad = normal((1001,), dtype)
-    check_values("sigmoid", formula.sigmoid(x), x)
-    check_values("sigmoid_with_derivative", formula.sigmoid_with_derivative(x), x)
-    check_values("sigmoid_backward", formula.sigmoid_backward(grad, x), grad, x)
+    check_values("sigmoid", FUNCTION.value(x), x)
+    check_values("sigmoid_with_derivative", FUNCTION.value_and_derivative(x), x)
+    check_values("sigmoid_backward", FUNCTION.backward(grad, x), grad, x)
     check_values(
         "sigmoid_backward_from_derivative",
-        formula.sigmoid_backward_from_derivative(grad, x),
+        FUNCTION.backward_from_derivative(grad, x),
         grad,
         x,
     )
     y = torch.linspace(0.01, 0.99, 1001, dtype=dtype)
-    from_output = formula.sigmoid_backward_from_output(grad, y)
+    from_output = FUNCTION.backward_from_output(grad, y)
     check_values("sigmoid_backward_from_output", from_output, grad, y)
-    before_bce = formula.sigmoid_backward_before_bce(grad, y, dtype)
+    before_bce = backward_before_bce(grad, y, dtype)
     check_values("sigmoid_backward_before_bce", before_bce, grad, y)
 
 
@@ -280,8 +281,8 @@ def test_formula(dtype: torch.dtype) -> None:
 def test_formula_rounds_halves_once(dtype: torch.dtype) -> None:
     x = torch.linspace(-16, 16, 4001).to(dtype)
     results = (
-        formula.sigmoid_with_derivative(x)[1],
-        formula.sigmoid_backward(torch.ones_like(x), x),
+        FUNCTION.value_and_derivative(x)[1],
+        FUNCTION.backward(torch.ones_like(x), x),
     )
     expected = oracle.derivative(oracle.exact(x))
     for result in results:
@@ -295,18 +296,19 @@ def test_formula_rounds_halves_once(dtype: torch.dtype) -> None:
 @pytest.fixture
 def without_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "fused_sigmoid.triton_kernels", raising=False)
-    monkeypatch.delattr(fused_sigmoid, "triton_kernels", raising=False)
-    ops.cuda_kernels.cache_clear()
+    for name in list(sys.modules):
+        if name.startswith("fused_sigmoid.triton"):
+            monkeypatch.delitem(sys.modules, name)
+    function._triton_kernels.cache_clear()
     yield
-    ops.cuda_kernels.cache_clear()
+    function._triton_kernels.cache_clear()
 
 
 @pytest.fixture
 def cuda(without_triton: None) -> Callable[..., Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ops.cuda_kernels()
+        function._triton_kernels()
 
     def call(name: str, *arguments: Tensor | torch.dtype) -> Any:
         return getattr(OPERATORS, name).default.redispatch(CUDA, *arguments)
@@ -323,7 +325,7 @@ def test_without_triton_the_formula_runs_with_one_warning() -> None:
     (warning,) = caught
     assert warning.category is UserWarning
     assert "pip install triton" in str(warning.message)
-    assert ops.cuda_kernels() is formula
+    assert function._triton_kernels() == {}
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.int32, torch.bool], ids=str)
@@ -394,20 +396,24 @@ def test_cuda_in_place(cuda: Callable[..., Any]) -> None:
 
 @pytest.fixture
 def cuda_with_raw_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Kernels that write wherever they are told, as Triton's do; here they refuse instead."""
+    """Kernels that write wherever they are told, unless a result overlaps itself, as Triton's do;
+    here they refuse instead."""
 
-    def sigmoid_out(input: Tensor, out: Tensor) -> None:
+    def write(input: Tensor, out: Tensor) -> bool:
         assert (input.shape, input.dtype) == (out.shape, out.dtype)
-        pytest.fail("a kernel would write to memory that does not fit")
+        if 0 not in out.stride():
+            pytest.fail("a kernel would write to memory that does not fit")
+        return False
 
-    def backward(grad: Tensor, other: Tensor, *_: torch.dtype) -> Tensor:
+    def backward(grad: Tensor, other: Tensor) -> Tensor:
         assert (grad.shape, grad.dtype) == (other.shape, other.dtype)
         return grad * other
 
-    kernels = types.SimpleNamespace(
-        sigmoid=torch.sigmoid, sigmoid_out=sigmoid_out, **dict.fromkeys(BINARY, backward)
-    )
-    monkeypatch.setattr(ops, "cuda_kernels", lambda: kernels)
+    kernels = {("sigmoid", "value"): types.SimpleNamespace(run=torch.sigmoid, write=write)}
+    for name in BINARY:
+        work = name.removeprefix("sigmoid_")
+        kernels["sigmoid", work] = types.SimpleNamespace(run=backward)
+    monkeypatch.setattr(function, "_triton_kernels", lambda: kernels)
     return lambda name, *arguments: getattr(OPERATORS, name).default.redispatch(CUDA, *arguments)
 
 
@@ -454,7 +460,7 @@ import fused_sigmoid
 x = torch.zeros(3, requires_grad=True)
 fused_sigmoid.FusedSigmoid()(x).sum().backward()
 print([name for name in set(sys.modules) - before if name.split(".")[0] != "fused_sigmoid"])
-print("fused_sigmoid.triton_kernels" in sys.modules, "triton" in set(sys.modules) - before)
+print("fused_sigmoid.triton" in sys.modules, "triton" in set(sys.modules) - before)
 """
     environment = os.environ | {"PYTHONPATH": str(PACKAGE_PARENT)}
     process = subprocess.run(

@@ -9,17 +9,33 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
-import importlib.util
-from pathlib import Path
+import functools
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-import fused_sigmoid
+from fused_sigmoid._extension import extension
+from fused_sigmoid.functions import function
+from fused_sigmoid.functions.sigmoid import FLOOR_OF_BCE
+from tests import private_kernels
 
 pytest.importorskip("triton")
 
+CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+OPERATORS = (
+    "sigmoid",
+    "sigmoid_out",
+    "sigmoid_with_derivative",
+    "sigmoid_with_derivative_out",
+    "sigmoid_backward",
+    "sigmoid_backward_from_output",
+    "sigmoid_backward_from_derivative",
+    "sigmoid_backward_before_bce",
+)
+
+VALUE, PAIR = ("sigmoid", "value"), ("sigmoid", "value_and_derivative")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 # Units of the last place (ulp) by which value and derivative may be off: those checked on the CPU,
 # whose bits these are.
@@ -93,7 +109,8 @@ def _bfloat16_conversion(interpreter, tl, original):
 
 @pytest.fixture(scope="module")
 def kernels():
-    """A private interpreted copy of the module, on an interpreter that computes as a GPU does.
+    """A private interpreted copy of the kernels, on an interpreter that computes as a GPU does, and
+    the operators as they run it on CUDA, by their names.
 
     Triton 3.6 and 3.7 interpret fma as a product and a sum, cut float32 to bfloat16 instead of
     rounding it, and read bfloat16 subnormals wrong.
@@ -101,14 +118,15 @@ def kernels():
     import triton.language as tl
     from triton.runtime import interpreter
 
-    source = Path(fused_sigmoid.__file__).with_name("triton_kernels.py")
-    spec = importlib.util.spec_from_file_location("fused_sigmoid.interpreted_kernels", source)
-    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # read when the module is, and by @triton.jit
-        spec.loader.exec_module(module)
+        module = private_kernels.load("interpreted_kernels")
+    for name in OPERATORS:
+        operator = getattr(torch.ops.fused_sigmoid, name).default
+        setattr(module, name, functools.partial(operator.redispatch, CUDA))
     builder = interpreter.interpreter_builder
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function, "_triton_kernels", lambda: module.KERNELS)
         patch.setattr(builder, "create_fma", _fused_multiply_add(interpreter))
         for name in ("create_fp_ext", "create_fp_trunc"):
             original = getattr(builder, name)
@@ -232,7 +250,7 @@ def _results(kernels, grad, x):
     from_output = kernels.sigmoid_backward_from_output(grad, saved_value)
     from_derivative = kernels.sigmoid_backward_from_derivative(grad, saved_derivative)
     before_bce = kernels.sigmoid_backward_before_bce(grad, saved_value, x.dtype)
-    divisor = np.maximum((1 - y) * y, kernels.FLOOR_OF_BCE if x.dtype != torch.float16 else 0)
+    divisor = np.maximum((1 - y) * y, FLOOR_OF_BCE if x.dtype != torch.float16 else 0)
 
     value_bound, derivative_bound = BOUNDS[x.dtype]
     value_tolerance = value_bound * _ulp(value, x.dtype)
@@ -310,9 +328,10 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
         return *kernels.sigmoid_with_derivative(x), kernels.sigmoid_backward(grad, x)
 
     rounded = results()
-    assert not kernels._HAS_RECIPROCAL.value
-    monkeypatch.setattr(kernels, "_HAS_RECIPROCAL", tl.constexpr(True))
-    monkeypatch.setattr(kernels, "_reciprocal", reciprocal)
+    exponential = sys.modules[f"{kernels.__package__}.exponential"]
+    assert not exponential._HAS_RECIPROCAL.value
+    monkeypatch.setattr(exponential, "_HAS_RECIPROCAL", tl.constexpr(True))
+    monkeypatch.setattr(exponential, "_reciprocal", reciprocal)
     approximated = results()
     assert calls
     bits = torch.int16 if dtype.itemsize == 2 else torch.int32
@@ -346,7 +365,7 @@ def _accesses():
 def test_nothing_outside_the_tensors_is_touched(kernels, sizes, dtype):
     # The first test here: the others crash where this one fails.
     guard, sentinel = 1024, 7.0
-    for kernel in kernels.KERNELS:
+    for kernel in kernels.KERNELS.values():
         for size in sizes(dtype):
             buffers = [
                 torch.full((guard + size + guard,), sentinel, dtype=dtype)
@@ -354,7 +373,7 @@ def test_nothing_outside_the_tensors_is_touched(kernels, sizes, dtype):
             ]
             tensors = tuple(buffer[guard : guard + size] for buffer in buffers)
             with _accesses() as seen:
-                kernels._launch(kernel, tensors)
+                kernel.write(*tensors)
             addresses = np.concatenate([*seen, np.empty(0, np.uint64)])
             allowed = np.concatenate(
                 [t.data_ptr() + dtype.itemsize * np.arange(size, dtype=np.uint64) for t in tensors]
@@ -389,27 +408,30 @@ def test_halves_are_correctly_rounded_for_every_input(kernels, dtype):
         torch.testing.assert_close(result, reference, rtol=0, atol=0, equal_nan=True)
 
 
+OPERATORS_OF_WORKS = {
+    "value": "",
+    "value_of_kept": "",
+    "value_and_derivative": "_with_derivative",
+    "backward_before_float32_bce": "_backward_before_bce",
+}
+
+
 @large_blocks
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "sigmoid",
-        "sigmoid_with_derivative",
-        "sigmoid_backward",
-        "sigmoid_backward_from_output",
-        "sigmoid_backward_from_derivative",
-        "sigmoid_backward_before_bce",
-    ],
-)
-def test_bits_are_those_of_the_cpu(kernels, name, dtype):
+@pytest.mark.parametrize("work", [work for work, _, _ in extension.works()])
+@pytest.mark.parametrize("function", extension.functions())
+def test_bits_are_those_of_the_cpu(kernels, function, work, dtype):
+    kernel = kernels.KERNELS.get((function, work))
+    is_for_float32 = work == "backward_before_float32_bce"
+    if kernel is None or (is_for_float32 and dtype.itemsize > 2):
+        return
     operand = _patterns(dtype)
-    operands = (_random(operand.shape, dtype), operand) if "backward" in name else (operand,)
-    if name == "sigmoid_backward_before_bce":
-        operands += (dtype,)
-    result = getattr(kernels, name)(*operands)
-    expected = getattr(torch.ops.fused_sigmoid, name)(*operands)
-    if name == "sigmoid_with_derivative":
+    operands = (_random(operand.shape, dtype), operand)[-kernel.reads :]
+    loss_dtype = (torch.float32 if is_for_float32 else dtype,) * ("bce" in work)
+    name = function + OPERATORS_OF_WORKS.get(work, f"_{work}")
+    result = kernel.run(*operands)
+    expected = getattr(torch.ops.fused_sigmoid, name)(*operands, *loss_dtype)
+    if kernel.writes == 2:
         result, expected = torch.stack(result), torch.stack(expected)
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     same = (result.view(bits) == expected.view(bits)) | (result.isnan() & expected.isnan())
@@ -662,7 +684,7 @@ def test_launches_on_the_device_of_the_tensor(kernels, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: recorder.device)
     monkeypatch.setattr(kernels, "_dense_kernel", recorder)
     call = kernels.Call(kernels.Layout.DENSE, 0, (3,))
-    kernels._launch_by_triton(kernels.SIGMOID, (_TensorOnSecondDevice(),) * 2, call)
+    kernels._launch_by_triton(kernels.KERNELS[VALUE], (_TensorOnSecondDevice(),) * 2, call)
     assert recorder.launches == [(1, (1,))]
     assert recorder.device == 0
 
@@ -670,7 +692,7 @@ def test_launches_on_the_device_of_the_tensor(kernels, monkeypatch):
 def test_empty_tensors_launch_nothing(kernels, monkeypatch):
     recorder = _Recorder()
     monkeypatch.setattr(kernels, "_dense_kernel", recorder)
-    assert kernels._launch(kernels.SIGMOID, (torch.empty(3, 0), torch.empty(3, 0)))
+    assert kernels.KERNELS[VALUE].write(torch.empty(3, 0), torch.empty(3, 0))
     assert recorder.launches == []
 
 
@@ -742,7 +764,7 @@ def test_rows_are_not_copied(kernels, name, dtype, place, monkeypatch):
 def test_what_a_row_has_by_sixteen_bytes_is_read_so(kernels):
     def wide(make, dtype, place="aligned"):
         x = make(_random(768 + PLACES[place], dtype)[PLACES[place] :])
-        return kernels._call(kernels.SIGMOID, (x, torch.empty_like(x))).wide
+        return kernels._call(kernels.KERNELS[VALUE], (x, torch.empty_like(x))).wide
 
     expected = {
         "part of each row": 0b11,
@@ -761,12 +783,12 @@ def test_what_a_row_has_by_sixteen_bytes_is_read_so(kernels):
         # In place, where what is beside the last columns must stay.
         for columns, expected_in_place in ((24, 0b11), (23, 0)):
             part = _random(768, dtype).reshape(16, 48)[:, :columns]
-            assert kernels._call(kernels.SIGMOID, (part, part)).wide == expected_in_place
+            assert kernels._call(kernels.KERNELS[VALUE], (part, part)).wide == expected_in_place
         # All results, or nothing.
         aligned, unaligned = torch.empty(16, dtype=dtype), torch.empty(17, dtype=dtype)[1:]
-        assert kernels._call(kernels.SIGMOID, (aligned, unaligned)).wide == 0
+        assert kernels._call(kernels.KERNELS[VALUE], (aligned, unaligned)).wide == 0
         for pair in ((aligned, unaligned), (unaligned, aligned)):
-            assert kernels._call(kernels.SIGMOID_WITH_DERIVATIVE, (aligned, *pair)).wide == 0
+            assert kernels._call(kernels.KERNELS[PAIR], (aligned, *pair)).wide == 0
 
 
 def _random_view(generator, make, shape):

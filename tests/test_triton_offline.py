@@ -7,20 +7,26 @@ disassembler of the former.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 from typing import NamedTuple
 
 import pytest
 import torch
 
+from tests import private_kernels
+
 triton = pytest.importorskip("triton")
-triton_kernels = importlib.import_module("fused_sigmoid.triton_kernels")
+elementwise = importlib.import_module("fused_sigmoid.triton.elementwise")
 static = importlib.import_module("bench.static")
 
-KERNELS = {kernel.name: kernel for kernel in triton_kernels.KERNELS}
+# The sigmoid's by their works; those of all functions have a test of their own.
+KERNELS = {
+    work: kernel
+    for (function, work), kernel in elementwise.KERNELS.items()
+    if function == "sigmoid"
+}
 BACKWARD = [name for name, kernel in KERNELS.items() if kernel.reads == 2]
-DENSE, OF_ONE, ROWS = triton_kernels.Layout
+DENSE, OF_ONE, ROWS = elementwise.Layout
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 CAPABILITIES = [80, 90, 100]
 
@@ -37,9 +43,9 @@ class Arithmetic(NamedTuple):
 # n shifted, r twice, six steps of the polynomial and the denominator; n and 1 - t; t. Then one fma
 # for the derivative, whose kernels need no 1 - t unless they give the value too.
 ARITHMETIC = {
-    "sigmoid": Arithmetic(fma=10, add=2, div=1),
-    "sigmoid_of_kept": Arithmetic(fma=10, add=2, div=1),
-    "sigmoid_with_derivative": Arithmetic(fma=11, add=2, div=1),
+    "value": Arithmetic(fma=10, add=2, div=1),
+    "value_of_kept": Arithmetic(fma=10, add=2, div=1),
+    "value_and_derivative": Arithmetic(fma=11, add=2, div=1),
     "backward": Arithmetic(fma=11, add=1, mul=1, div=1),
     "backward_from_output": Arithmetic(add=1, mul=2),
     "backward_from_derivative": Arithmetic(mul=1),
@@ -63,7 +69,7 @@ def _expected_arithmetic(name, dtype):
         expected = expected._replace(
             fma=expected.fma + QUOTIENT.fma, mul=expected.mul + QUOTIENT.mul, div=0
         )
-    if DTYPES[dtype].itemsize == 2 and name not in ("sigmoid", "sigmoid_of_kept"):
+    if DTYPES[dtype].itemsize == 2 and name not in ("value", "value_of_kept"):
         add = expected.add + (name == "backward")
         expected = expected._replace(fma=expected.fma - 1, mul=expected.mul + 1, add=add)
     return expected
@@ -204,7 +210,7 @@ def test_the_cache_is_asked_to_hold_an_input_that_is_kept(compiled, name, capabi
     ptx = compiled(name, "float32", capability)["ptx"]
     held = [line for line in _instructions(ptx) if "ld.global" in line and "evict_last" in line]
     loads = [line for line in _instructions(ptx) if "ld.global" in line]
-    assert held == (loads if name == "sigmoid_of_kept" else [])
+    assert held == (loads if name == "value_of_kept" else [])
 
 
 @every_kernel
@@ -218,7 +224,7 @@ def test_parameters_are_those_that_the_extension_passes(compiled, name, capabili
     parameters = re.findall(r"\.param \.(\w+)", entry)
     tensors = [torch.zeros(8, 16)[:, ::2] for _ in range(KERNELS[name].reads)]
     tensors += [torch.zeros(8, 8) for _ in range(KERNELS[name].writes)]
-    numbers = triton_kernels._call(KERNELS[name], tuple(tensors)).numbers
+    numbers = elementwise._call(KERNELS[name], tuple(tensors)).numbers
     passed = len(tensors) + (len(numbers) if layout == ROWS else 1)
     assert set(parameters) == {"u64"}
     assert passed <= len(parameters) <= passed + 4
@@ -234,7 +240,7 @@ def test_triton_compiles_nothing_apart_by_itself(count, offset, layout):
     from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    kernel = triton_kernels.BACKWARD
+    kernel = KERNELS["backward"]
     function, constants = kernel.compiled_for(layout, 0b111)
     backend = make_backend(GPUTarget("cuda", 90, 32))
     read = create_function_from_signature(function.signature, function.params, backend)
@@ -252,8 +258,7 @@ def test_kernels_have_names_of_their_own(compiled):
         re.search(r"\.entry (\w+)", compiled(name, "float32", 90)["ptx"])[1] for name in KERNELS
     }
     # The two that differ in what they ask of the cache have one name.
-    assert len(names) == len(KERNELS) - 1
-    assert all(name.startswith("fused_sigmoid_") for name in names)
+    assert names == {f"fused_sigmoid_{work}" for work in KERNELS if work != "value_of_kept"}
 
 
 @every_kernel
@@ -265,7 +270,7 @@ def test_machine_code_keeps_everything_in_registers(compiled, name, dtype, capab
     used = static.resources(asm["cubin"])
     assert used["STACK"] == used["LOCAL"] == used["SHARED"] == 0
     # 32 registers leave room for all 64 warps, 40 for 48 of them.
-    in_float32 = name in ("sigmoid", "sigmoid_of_kept") and dtype != "float64"
+    in_float32 = name in ("value", "value_of_kept") and dtype != "float64"
     assert used["REG"] <= (32 if in_float32 else 40)
 
 
@@ -309,9 +314,9 @@ def test_machine_code_has_no_float64(compiled, name, dtype, capability):
 # 4.9, 10.1 and 11.0; float64, which has more of a polynomial and two elements to share its
 # addresses, up to 73.
 INSTRUCTIONS = {
-    "sigmoid": 23.5,
-    "sigmoid_of_kept": 23.5,
-    "sigmoid_with_derivative": 26.5,
+    "value": 23.5,
+    "value_of_kept": 23.5,
+    "value_and_derivative": 26.5,
     "backward": 25,
     "backward_from_output": 10.5,
     "backward_from_derivative": 5,
@@ -364,14 +369,14 @@ def test_whole_rows_are_read_and_written_128_bits_at_a_time(compiled, name, dtyp
 
 
 @pytest.mark.parametrize(
-    "name", ["sigmoid", "sigmoid_with_derivative", "backward", "backward_from_derivative"]
+    "name", ["value", "value_and_derivative", "backward", "backward_from_derivative"]
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_not_whole_goes_by_elements_without_shared_memory(compiled, name, dtype):
     kernel, bits = KERNELS[name], 8 * DTYPES[dtype].itemsize
     results = sum(1 << i for i in range(kernel.reads, kernel.reads + kernel.writes))
     for layout in (DENSE, ROWS):
-        # Wide are all results or nothing: see call_of in csrc/gpu.cpp.
+        # Wide are all results or nothing: see call_of in csrc/gpu_launch.cpp.
         for wide in (0, *(results | operand for operand in range(2**kernel.reads - 1))):
             asm = compiled(name, dtype, 90, layout, wide)
             assert static.resources(asm["cubin"])["SHARED"] == 0
@@ -385,11 +390,11 @@ def test_what_is_not_whole_goes_by_elements_without_shared_memory(compiled, name
                 assert whole == expected
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "sigmoid_with_derivative", "backward"])
+@pytest.mark.parametrize("name", ["value", "value_and_derivative", "backward"])
 @every_dtype
 def test_small_blocks_compile(name, dtype, compiled):
-    small = triton_kernels.blocks_for(DTYPES[dtype], 1).size
-    options = dict(triton_kernels.LAUNCH_OPTIONS)
+    small = elementwise.blocks_for(DTYPES[dtype], 1).size
+    options = dict(elementwise.LAUNCH_OPTIONS)
     found = static.compile_with(KERNELS[name], dtype, ("cuda", 90, 32), small, options)
     bits = small // 128 * 8 * DTYPES[dtype].itemsize
     assert bits in _widths(found.asm["ptx"], "ld")
@@ -402,18 +407,18 @@ def test_small_blocks_compile(name, dtype, compiled):
 @pytest.fixture(scope="module")
 def for_amd(tmp_path_factory):
     """Compiles a kernel of the module as a torch for AMD loads it."""
-    spec = importlib.util.spec_from_file_location(
-        "fused_sigmoid.kernels_for_amd", triton_kernels.__file__
-    )
-    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.version, "hip", "6.4")
-        spec.loader.exec_module(module)
-    kernels = {kernel.name: kernel for kernel in module.KERNELS}
+        module = private_kernels.load("kernels_for_amd")
 
     def compile_for(name, dtype, architecture, layout=DENSE):
         return static.compile_with(
-            *(kernels[name], dtype, ("hip", architecture, 64), static.block_size(dtype)),
+            *(
+                module.KERNELS["sigmoid", name],
+                dtype,
+                ("hip", architecture, 64),
+                static.block_size(dtype),
+            ),
             *(dict(module.LAUNCH_OPTIONS), layout),
         )
 
@@ -441,7 +446,7 @@ def test_kernels_compile_for_amd_with_the_rounded_division(for_amd, name, dtype,
     assert found.metadata.shared == 0
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "backward"])
+@pytest.mark.parametrize("name", ["value", "backward"])
 @pytest.mark.parametrize("architecture", ["gfx90a", "gfx942"])
 def test_rows_compile_for_amd(for_amd, name, architecture):
     found = for_amd(name, "float32", architecture, ROWS)
@@ -449,3 +454,16 @@ def test_rows_compile_for_amd(for_amd, name, architecture):
     assert "global_load_dwordx4" in code
     assert "global_store_dwordx4" in code
     assert found.metadata.shared == 0
+
+
+@every_dtype
+@pytest.mark.parametrize("key", elementwise.KERNELS, ids="_".join)
+def test_every_function_compiles_to_wide_accesses_and_no_calls(key, dtype, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = elementwise.KERNELS[key]
+    ptx = static.compile_kernel(kernel, dtype, 90, DENSE, None).asm["ptx"]
+    bits = 8 * DTYPES[dtype].itemsize
+    for kind, tensors in (("ld", kernel.reads), ("st", kernel.writes)):
+        whole = [width for width in _widths(ptx, kind) if width >= 128]
+        assert sum(whole) == tensors * static.elements(dtype) * bits
+    assert not [line for line in _instructions(ptx) if re.match(r"call|(ld|st)\.local", line)]

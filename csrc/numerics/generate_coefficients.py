@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import struct
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ mp.dps = 60
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "csrc" / "numerics" / "coefficients.h"
-MODULE = ROOT / "fused_sigmoid" / "coefficients.py"
+MODULE = ROOT / "fused_sigmoid" / "triton" / "coefficients.py"
 
 Array = NDArray[Any]
 
@@ -451,18 +452,38 @@ def header(items: list[Constants]) -> str:
     return "\n".join([*lines, "", "}  // namespace fused_sigmoid", ""])
 
 
+MODULE_TEXT = '''\
+"""Constants of 1 / (1 + exp(|x|)) by dtype: the scalars in the order of SCALARS, which
+csrc/numerics/coefficients.h explains, then the polynomial's coefficients.
+
+{warning}
+"""
+
+SCALARS = {names}
+
+_NUMBERS = {{
+{numbers}
+}}
+CONSTANTS = {{
+    dtype: tuple(map(float.fromhex, numbers.split())) for dtype, numbers in _NUMBERS.items()
+}}
+'''
+
+
 def module(items: list[Constants]) -> str:
-    lines = ['"""Constants of 1 / (1 + exp(|x|)).', "", WARNING, '"""']
+    lines = []
     for item in items:
-        prefix = item.format.name.upper()
-        lines += [""]
-        for name, value in item.scalars().items():
-            constant = f'float.fromhex("{literal(value)}")'
-            lines += [f"# {MEANING[name]}", f"{prefix}_{name.upper()} = {constant}"]
-        lines += [f"# {error_line(item)}", f"{prefix}_EXP = ("]
-        lines += [f'    float.fromhex("{literal(value)}"),' for value in item.exp]
-        lines += [")"]
-    return "\n".join([*lines, ""])
+        numbers = " ".join(literal(value) for value in (*item.scalars().values(), *item.exp))
+        indent = " " * 8
+        wrapped = textwrap.fill(numbers, 100, initial_indent=indent, subsequent_indent=indent)
+        lines += [
+            f"    # {error_line(item)}",
+            f'    "{item.format.name}": """',
+            wrapped,
+            '    """,',
+        ]
+    names = ", ".join(f'"{name}"' for name in items[0].scalars())
+    return MODULE_TEXT.format(warning=WARNING, names=f"({names})", numbers="\n".join(lines))
 
 
 def main() -> int:

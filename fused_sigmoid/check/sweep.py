@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import formula, ops
 from .._extension import extension
+from ..functions.sigmoid import FUNCTION
 from . import reference
 from .figures import Distinct, Judge, Tally, Total, differing
 from .functions import (
@@ -239,7 +239,7 @@ class Sweep:
 def _kernels(device: torch.device) -> Sequence[str]:
     if device.type == "cpu":
         return extension.instruction_sets()
-    return ("formula",) if ops.cuda_kernels() is formula else ("triton",)
+    return ("formula",) if FUNCTION.kernel("value") is None else ("triton",)
 
 
 def _select(device: torch.device, name: str) -> None:

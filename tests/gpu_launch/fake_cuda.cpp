@@ -1,5 +1,5 @@
 // A CUDA device for tests on machines without one: PyTorch's streams, devices and allocations, and
-// the functions of the CUDA driver that csrc/gpu.cpp calls, on the host's memory. Built as
+// the functions of the CUDA driver that csrc/gpu_launch.cpp calls, on the host's memory. Built as
 // libcuda.so.1, so that it is found by that name. A kernel's handle says what it computes:
 //   number of parameters << 16 | size of the first is wrong << 15 | layout << 12 | kernel << 8 |
 //   bytes of an element
@@ -134,7 +134,7 @@ std::vector<std::vector<int64_t>> take_launches() {
 
 double value(double x) { return 1 / (1 + std::exp(-x)); }
 
-// By the numbers of csrc/gpu.h.
+// By the numbers of csrc/functions/works.h.
 constexpr int64_t sigmoid = 0, with_derivative = 1, backward = 2, from_output = 3,
                   from_derivative = 4, of_kept = 7;
 constexpr int64_t of_one = 1, rows = 2;

@@ -16,8 +16,8 @@ import torch
 from torch.utils import cpp_extension
 
 import fused_sigmoid
-from fused_sigmoid import triton_kernels
 from fused_sigmoid._extension import extension
+from fused_sigmoid.triton import elementwise
 
 cpp_extension.load(
     "fake_cuda",
@@ -29,7 +29,7 @@ cpp_extension.load(
 )
 FAKE = torch.ops.fake_cuda
 OPERATORS = torch.ops.fused_sigmoid
-DENSE, OF_ONE, ROWS = triton_kernels.Layout
+DENSE, OF_ONE, ROWS = elementwise.Layout
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 CONTEXT = 77
 
@@ -55,6 +55,13 @@ def handle(number, parameters, odd=False, element_size=4, layout=DENSE):
     return parameters << 16 | odd << 15 | layout << 12 | number << 8 | element_size
 
 
+OPERATORS_OF_WORKS = {
+    "value": "sigmoid",
+    "value_of_kept": "sigmoid",
+    "value_and_derivative": "sigmoid_with_derivative",
+}
+
+
 class FakeTriton:
     """Stands for Triton's launch: computes on the host, and returns what Triton returns."""
 
@@ -64,11 +71,10 @@ class FakeTriton:
         self.function_type = int
 
     def launch(self, kernel, tensors, call):
-        self.calls.append(triton_kernels._key(kernel, tensors, call))
+        self.calls.append(elementwise._key(kernel, tensors, call))
         time.sleep(self.pause)
         operands = [host(t) for t in tensors[: kernel.reads]]
-        name = kernel.name.removesuffix("_of_kept")
-        name = f"sigmoid_{name}" if name.startswith("backward") else name
+        name = OPERATORS_OF_WORKS.get(kernel.work, f"sigmoid_{kernel.work}")
         loss_dtypes = {
             "sigmoid_backward_before_bce": (tensors[0].dtype,),
             "sigmoid_backward_before_float32_bce": (torch.float32,),
@@ -100,8 +106,8 @@ def triton(monkeypatch):
     """A fake of Triton, on devices that nothing was compiled for: each test has its own dtype or
     key, since what the extension was given stays."""
     fake = FakeTriton()
-    monkeypatch.setattr(triton_kernels, "_launch_by_triton", fake.launch)
-    monkeypatch.setattr(triton_kernels, "_compiled", {})
+    monkeypatch.setattr(elementwise, "_launch_by_triton", fake.launch)
+    monkeypatch.setattr(elementwise, "_compiled", {})
     monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
     FAKE.set_context(CONTEXT)
     FAKE.set_device(0)
@@ -258,7 +264,7 @@ def test_a_block_is_as_large_as_the_dtype_and_the_count_ask_for(triton):
         (torch.float16, (256, 1024)),
         (torch.bfloat16, (256, 1024)),
     ):
-        blocks = triton_kernels.BLOCKS[dtype]
+        blocks = elementwise.BLOCKS[dtype]
         assert [(each.most, each.size) for each in blocks] == [
             (small, sizes[0]),
             (2**63 - 1, sizes[1]),
@@ -506,7 +512,10 @@ def test_what_does_not_fit_is_left_to_the_other_way(triton):
     x = gpu(values())
     fused_sigmoid.sigmoid(x)
     OPERATORS.sigmoid_backward(x, x)
-    fits = extension.launch_gpu_kernel
+
+    def fits(kernel, *tensors):
+        return extension.launch_gpu_kernel(kernel, tensors)
+
     assert fits(0, x, gpu(torch.zeros(5000)))
     # Unlike alignment, layout, dtype: not compiled yet.
     assert not fits(0, gpu(values(4000)[::2]), gpu(torch.zeros(2000)))
@@ -527,7 +536,7 @@ def test_hooks_of_triton_see_every_launch(triton):
     for hooks in (
         runtime.launch_enter_hook.calls,
         runtime.launch_exit_hook.calls,
-        triton_kernels._dense_kernel.pre_run_hooks,
+        elementwise._dense_kernel.pre_run_hooks,
     ):
         for _ in range(2):
             fused_sigmoid.sigmoid(gpu(x))
@@ -609,8 +618,8 @@ def test_a_kernel_that_is_not_as_expected_stays_with_triton(triton, reason):
         check(fused_sigmoid.sigmoid(gpu(x)), torch.sigmoid(x))
     assert len(triton.calls) == 3
     assert FAKE.take_launches() == []
-    assert triton_kernels.launcher().startswith("Triton (")
-    assert reason in triton_kernels.launcher()
+    assert elementwise.launcher().startswith("Triton (")
+    assert reason in elementwise.launcher()
 
 
 def test_on_amd_no_driver_of_cuda_is_asked(triton, monkeypatch):
@@ -644,7 +653,7 @@ def test_a_kernel_without_parameters_of_triton_is_launched(triton):
 def test_without_a_context_nothing_is_handed_over(triton):
     FAKE.set_context(0)
     fused_sigmoid.sigmoid(gpu(values()))
-    assert "no current context" in triton_kernels.launcher()
+    assert "no current context" in elementwise.launcher()
 
 
 def test_the_variable_leaves_launches_to_triton(triton, monkeypatch):
@@ -653,12 +662,12 @@ def test_the_variable_leaves_launches_to_triton(triton, monkeypatch):
     for _ in range(2):
         fused_sigmoid.sigmoid(x)
     assert len(triton.calls) == 2
-    assert triton_kernels.launcher() == "Triton (FUSED_SIGMOID_LAUNCH=triton)"
+    assert elementwise.launcher() == "Triton (FUSED_SIGMOID_LAUNCH=triton)"
 
 
 def test_launcher_says_that_the_extension_launches(triton):
     fused_sigmoid.sigmoid(gpu(values()))
-    assert triton_kernels.launcher() == "the extension"
+    assert elementwise.launcher() == "the extension"
 
 
 def test_a_profiler_sees_the_operation(triton):

@@ -47,7 +47,7 @@ void fill(FuzzedDataProvider& bytes, std::vector<char>& input, size_t size) {
 
 void judge(const Case& tried, const Fuzzer& fuzzer) {
   const Format& format = format_of(tried.dtype);
-  const Shape& shape = shape_of(tried.work);
+  const Shape shape = shape_of(tried.work);
   for (int64_t k = 0; k < tried.count; ++k) {
     uint64_t elements[2] = {};
     for (int i = 0; i < shape.inputs; ++i) {
@@ -91,9 +91,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static Fuzzer fuzzer;
   FuzzedDataProvider bytes(data, size);
   Case tried{};
-  tried.dtype = static_cast<Dtype>(bytes.ConsumeIntegralInRange(0, dtype_count - 1));
-  tried.work = static_cast<Work>(bytes.ConsumeIntegralInRange(0, work_count - 1));
-  const Shape& shape = shape_of(tried.work);
+  tried.dtype = static_cast<Dtype>(bytes.ConsumeIntegralInRange<size_t>(0, dtype_count - 1));
+  tried.work = static_cast<Work>(bytes.ConsumeIntegralInRange<size_t>(0, work_count - 1));
+  const Shape shape = shape_of(tried.work);
   const int item = format_of(tried.dtype).bytes;
   // Mostly shorter than two rounds of the unrolled loop, where the tails are.
   const bool is_long = bytes.ConsumeIntegral<uint8_t>() == 255;

@@ -1,4 +1,4 @@
-// The quotient of the GPU kernels (_quotient in triton_kernels.py), by a reciprocal and one
+// The quotient of the GPU kernels (_quotient in triton/exponential.py), by a reciprocal and one
 // correction, beside the rounded division: does it give the same results, for all magnitudes of a
 // dtype and reciprocals up to two units in the last place off? NVIDIA's is off by one at the most.
 //
@@ -13,7 +13,7 @@
 #include <cstring>
 
 #include "../../csrc/cpu/vector_portable.h"
-#include "../../csrc/numerics/sigmoid.h"
+#include "../../csrc/functions/sigmoid.h"
 
 namespace {
 
@@ -51,9 +51,6 @@ struct Number {
   friend Number fnma(Number a, Number b, Number c) { return std::fma(-a.v, b.v, c.v); }
   friend Number from_exponent_field(Number shifted) {
     return bits_as<float>(bits_as<uint32_t>(shifted.v) << 23);
-  }
-  friend Number complement_unless_negative(Number x, Number t) {
-    return x.v < 0 ? t.v : 1.0f - t.v;
   }
 };
 
@@ -93,10 +90,10 @@ template <class Dtype, class Division>
 void compute(const float* x, uint32_t many, Results& results) {
   using C = typename Dtype::Constants;
   for (uint32_t i = 0; i < many; ++i) {
-    const auto t = fused_sigmoid::smaller_of_value_and_complement<C>(Number<Division>(x[i]));
+    const auto t = fused_sigmoid::Sigmoid::prepare<C>(Number<Division>(x[i]));
     results.value[i] = Dtype::stored(1.0f - t.v);
     results.complement[i] = Dtype::stored(t.v);
-    results.derivative[i] = Dtype::stored(fused_sigmoid::derivative_from_smaller<C>(t).v);
+    results.derivative[i] = Dtype::stored(fused_sigmoid::Sigmoid::derivative<C>(t, t).v);
   }
 }
 

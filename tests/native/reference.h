@@ -39,19 +39,11 @@ struct Shape {
   int outputs, inputs;
 };
 
-// In the order of Work.
-inline constexpr Shape shapes[work_count] = {
-    {"value", 1, 1},
-    {"value_and_derivative", 2, 1},
-    {"backward_from_input", 1, 2},
-    {"backward_from_output", 1, 2},
-    {"backward_from_derivative", 1, 2},
-    {"backward_before_bce", 1, 2},
-    {"backward_before_float32_bce", 1, 2},
-};
-
 inline const Format& format_of(Dtype dtype) { return formats[static_cast<int>(dtype)]; }
-inline const Shape& shape_of(Work work) { return shapes[static_cast<int>(work)]; }
+inline Shape shape_of(Work work) {
+  return {work_names[number_of(work)], static_cast<int>(outputs_of(work)),
+          static_cast<int>(inputs_of(work))};
+}
 
 // The number behind an element's bits, whatever the format.
 inline long double decode(const Format& format, uint64_t bits) {
@@ -163,6 +155,7 @@ inline bool right(Dtype dtype, Work work, int output, const uint64_t* inputs, ui
   const bool wide = dtype == Dtype::float64;
   switch (work) {
     case Work::value:
+    case Work::value_of_kept:
     case Work::value_and_derivative: {
       if (std::isnan(first)) return std::isnan(got);
       const bool is_value = output == 0;
@@ -171,7 +164,7 @@ inline bool right(Dtype dtype, Work work, int output, const uint64_t* inputs, ui
       const long double place = ulp(format.precision, format.largest_exponent, exact);
       return !std::signbit(got) && near(format, got, exact, bound * place * slack);
     }
-    case Work::backward_from_input:
+    case Work::backward:
       return right_gradient(format, first, decode(format, inputs[1]), got);
     case Work::backward_from_output: {
       const long double second = decode(format, inputs[1]);

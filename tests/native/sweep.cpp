@@ -72,7 +72,7 @@ struct Pool {
   // From element `start` of the pool; a stride of 0 repeats the first.
   void check(const Case& tried, int64_t start, const std::vector<char>* results) {
     const Format& format = format_of(dtype);
-    const Shape& shape = shape_of(tried.work);
+    const Shape shape = shape_of(tried.work);
     bool expanded = false;
     for (int i = 0; i < shape.inputs; ++i) expanded |= tried.strides[shape.outputs + i] == 0;
     for (int o = 0; o < shape.outputs; ++o) {
@@ -113,7 +113,7 @@ class Sweep {
   Sweep() : trial_(largest_span) {}
 
   void kernel(const KernelTable* table, Pool& pool, Work work) {
-    const Shape& shape = shape_of(work);
+    const Shape shape = shape_of(work);
     Case tried{};
     tried.table = table;
     tried.dtype = pool.dtype;
@@ -199,7 +199,7 @@ class Sweep {
         for (int repeat = 0; repeat < 8; ++repeat) {
           tried.row_length = length;
           tried.count = length * count;
-          for (int i = 0; i < most_operands; ++i) {
+          for (size_t i = 0; i < most_operands; ++i) {
             const uint64_t choice = random_();
             tried.strides[i] = item * static_cast<int64_t>(1 + choice % 2);
             tried.row_strides[i] =
@@ -222,7 +222,7 @@ class Sweep {
   }
 
   void anywhere(Case& tried, Pool& pool) {
-    for (int i = 0; i < most_operands; ++i) {
+    for (size_t i = 0; i < most_operands; ++i) {
       const uint64_t choice = random_();
       tried.places[i] = static_cast<Place>(choice % 3);
       tried.misalignments[i] = static_cast<int>(choice / 3 % misalignments);
@@ -233,10 +233,12 @@ class Sweep {
   // The data of an empty tensor is a null pointer.
   void nothing(const KernelTable* table, Dtype dtype, Work work) {
     char* data[most_operands] = {};
-    int64_t strides[most_operands] = {};
+    const Kernel kernel = table->get({Sigmoid_, work}, dtype);
+    kernel(data, 0);
     for (int item : {0, format_of(dtype).bytes}) {
-      for (int64_t& stride : strides) stride = item;
-      table->get(work, dtype)(data, strides, 0);
+      const int64_t stride = item;
+      const int64_t strides[2 * most_operands] = {stride, stride, stride, stride, stride, stride};
+      run_strided(kernel, work, format_of(dtype).bytes, data, strides, 0, 1);
     }
   }
 
@@ -269,14 +271,14 @@ int main(int count, char** names) {
   const std::vector<const KernelTable*> tables = runnable_tables();
   for (const KernelTable* table : tables)
     sets += (sets.empty() ? "" : " ") + std::string(table->instruction_set);
-  for (int dtype = 0; dtype < dtype_count; ++dtype) {
+  for (size_t dtype = 0; dtype < dtype_count; ++dtype) {
     const auto is_it = [&](const char* name) {
       return std::strcmp(name, formats[dtype].name) == 0;
     };
     if (count > 1 && std::none_of(names + 1, names + count, is_it)) continue;
     Pool pool(static_cast<Dtype>(dtype));
     for (const KernelTable* table : tables) {
-      for (int work = 0; work < work_count; ++work) {
+      for (size_t work = 0; work < work_count; ++work) {
         sweep.kernel(table, pool, static_cast<Work>(work));
       }
     }

@@ -15,7 +15,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/cpu/rows.h"
+#include "../../csrc/cpu/kernels.h"
 #include "reference.h"
 
 #ifdef FUSED_SIGMOID_TRIAL_ASAN
@@ -46,7 +46,7 @@ struct Case {
 };
 
 inline void print(const Case& tried, FILE* to) {
-  const Shape& shape = shape_of(tried.work);
+  const Shape shape = shape_of(tried.work);
   std::fprintf(to, "%s, %s, %s, %lld elements", tried.table->instruction_set,
                format_of(tried.dtype).name, shape.name, static_cast<long long>(tried.count));
   for (int i = 0; i < shape.outputs + shape.inputs; ++i) {
@@ -132,7 +132,7 @@ class Trial {
   // receive those of each output. Anything touched outside the outputs ends the process.
   void run(const Case& tried, const char* const* inputs, std::vector<char>* results) {
     current() = tried;
-    const Shape& shape = shape_of(tried.work);
+    const Shape shape = shape_of(tried.work);
     const int operands = shape.outputs + shape.inputs;
     const size_t item = static_cast<size_t>(format_of(tried.dtype).bytes);
 
@@ -197,15 +197,18 @@ class Trial {
   }
 
   static void call(const Case& tried, char** data) {
-    const Kernel kernel = tried.table->get(tried.work, tried.dtype);
-    if (tried.row_length == 0) return kernel(data, tried.strides, tried.count);
-    const Shape& shape = shape_of(tried.work);
-    const int operands = shape.outputs + shape.inputs;
+    const Kernel kernel = tried.table->get({Sigmoid_, tried.work}, tried.dtype);
+    const size_t operands = operands_of(tried.work);
+    const int64_t item = format_of(tried.dtype).bytes;
+    const bool is_dense = std::all_of(tried.strides, tried.strides + operands,
+                                      [&](int64_t stride) { return stride == item; });
+    if (tried.row_length == 0 && is_dense) return kernel(data, tried.count);
     int64_t strides[2 * most_operands];
     std::copy(tried.strides, tried.strides + operands, strides);
     std::copy(tried.row_strides, tried.row_strides + operands, strides + operands);
-    run_rows(kernel, shape.outputs, operands, format_of(tried.dtype).bytes, data, strides,
-             tried.row_length, tried.count / tried.row_length);
+    const int64_t length = tried.row_length == 0 ? tried.count : tried.row_length;
+    run_strided(kernel, tried.work, item, data, strides, length,
+                tried.row_length == 0 ? 1 : tried.count / length);
   }
 
   Operand place(const Case& tried, int i, size_t item) const {

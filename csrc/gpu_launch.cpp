@@ -1,9 +1,7 @@
-// See gpu.h. The CUDA driver is reached by the names of its functions, PyTorch's streams and
+// The CUDA driver is reached by the names of its functions, PyTorch's streams and
 // devices by c10's interfaces, so that a build without CUDA serves every torch.
-#include "gpu.h"
+#include "gpu_launch.h"
 
-#include <ATen/TensorIterator.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <dlfcn.h>
@@ -13,7 +11,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "ops.h"
+#include "operators.h"
 
 namespace fused_sigmoid::gpu {
 namespace {
@@ -65,8 +63,8 @@ struct Added {
 
 constexpr size_t dtypes = 4;
 constexpr size_t devices = 64;
-constexpr size_t widths = size_t{1} << most_tensors;
-constexpr size_t keys = kernels * layouts * dtypes * widths;
+constexpr size_t widths = size_t{1} << most_operands;
+constexpr size_t keys = kernel_count * layout_count * dtypes * widths;
 
 // Read without a lock. What was added is never freed, as a launch may be using it.
 std::array<std::array<std::atomic<const Added*>, keys>, devices> added{};
@@ -87,9 +85,9 @@ size_t index_of(at::ScalarType dtype) {
 }
 
 std::atomic<const Added*>& slot(const Key& key) {
-  const size_t kernel = static_cast<size_t>(key.kernel), layout = static_cast<size_t>(key.layout);
-  const size_t dtype = index_of(key.dtype);
-  return added[key.device][((kernel * layouts + layout) * dtypes + dtype) * widths + key.wide];
+  const size_t layout = static_cast<size_t>(key.layout);
+  const size_t kind = (key.kernel.index() * layout_count + layout) * dtypes + index_of(key.dtype);
+  return added[key.device][kind * widths + key.wide];
 }
 
 bool is_device(c10::DeviceIndex device) {
@@ -142,62 +140,6 @@ bool is_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % wide_bytes == 0;
 }
 
-bool same_layout(const at::Tensor& a, const at::Tensor& b) {
-  return a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous());
-}
-
-// A dimension of several tensors of one shape.
-struct Dimension {
-  int64_t size;
-  std::array<int64_t, most_tensors> strides;
-};
-using Dimensions = c10::SmallVector<Dimension, 6>;
-
-// Those of more than one element, in the order in which they lie in the memory of the i-th tensor,
-// the outermost first.
-Dimensions ordered_dimensions(at::ArrayRef<at::Tensor> tensors, size_t i) {
-  Dimensions found;
-  for (int64_t dim = 0; dim < tensors[0].dim(); ++dim) {
-    if (tensors[0].size(dim) == 1) continue;
-    Dimension next{tensors[0].size(dim), {}};
-    for (size_t j = 0; j < tensors.size(); ++j) next.strides[j] = tensors[j].stride(dim);
-    found.push_back(next);
-  }
-  std::stable_sort(found.begin(), found.end(), [i](const Dimension& a, const Dimension& b) {
-    return a.strides[i] > b.strides[i];
-  });
-  return found;
-}
-
-// Of ordered dimensions, those joined that are one in every tensor.
-Dimensions joined(const Dimensions& dims, size_t tensors) {
-  Dimensions found;
-  for (const Dimension& inner : dims) {
-    const auto continues = [&](const Dimension& outer) {
-      for (size_t i = 0; i < tensors; ++i) {
-        if (outer.strides[i] != inner.size * inner.strides[i]) return false;
-      }
-      return true;
-    };
-    if (found.empty() || !continues(found.back())) {
-      found.push_back(inner);
-    } else {
-      found.back() = {found.back().size * inner.size, inner.strides};
-    }
-  }
-  return found;
-}
-
-// Whether each of the dimensions, ordered by the i-th tensor's memory, is past those within it.
-bool is_apart(const Dimensions& dims, size_t i) {
-  int64_t extent = 1;
-  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
-    if (dim->strides[i] < extent) return false;
-    extent += (dim->size - 1) * dim->strides[i];
-  }
-  return true;
-}
-
 bool is_expanded_number(const at::Tensor& tensor) {
   return tensor.numel() > 1 && std::all_of(tensor.strides().begin(), tensor.strides().end(),
                                            [](int64_t stride) { return stride == 0; });
@@ -219,23 +161,26 @@ struct Divisor {
 };
 
 // Fills in rows' strides and what can be read wide; false if the tensors do not lie in rows.
-bool fill_in_rows(Call& call, at::ArrayRef<at::Tensor> tensors, size_t operands) {
-  const int64_t count = tensors.back().numel();
+bool fill_in_rows(Call& call, Tensors tensors, size_t inputs) {
+  const int64_t count = tensors.back()->numel();
   if (count >= endless) return false;
-  for (size_t i = operands; i < tensors.size(); ++i) {
-    if (!is_apart(ordered_dimensions(tensors, i), i)) return false;
+  Dimensions dims = dimensions_of(tensors);
+  remove_ones(dims);
+  for (size_t i = inputs; i < tensors.size(); ++i) {
+    sort_by_memory(dims, i);
+    if (!is_nested(dims, i)) return false;
   }
-  const Dimensions dims = joined(ordered_dimensions(tensors, tensors.size() - 1), tensors.size());
+  join(dims, tensors.size());
   if (dims.size() > 2) return false;
   const bool is_one_row = dims.size() < 2;
   const Dimension inner = dims.empty() ? Dimension{1, {}} : dims.back();
   const Dimension outer = is_one_row ? Dimension{1, {}} : dims.front();
   const int64_t columns = is_one_row ? endless : inner.size;
-  const int64_t bytes = static_cast<int64_t>(tensors[0].element_size());
+  const int64_t bytes = static_cast<int64_t>(tensors[0]->element_size());
   call.layout = Layout::rows;
   const Divisor divisor(columns);
   call.numbers = {count, columns, divisor.factor, divisor.shift};
-  for (size_t i = 0; i < most_tensors; ++i) {
+  for (size_t i = 0; i < most_operands; ++i) {
     const int64_t row = outer.strides[i], column = inner.strides[i];
     call.numbers.push_back(row);
     call.numbers.push_back(column);
@@ -258,43 +203,32 @@ bool is_left_to_triton() {
   return choice == "triton";
 }
 
-at::Tensor empty_result(at::ArrayRef<at::Tensor> operands) {
-  const at::Tensor& last = operands.back();
-  const bool is_usual = std::all_of(operands.begin(), operands.end(),
-                                    [](const at::Tensor& each) { return each.is_contiguous(); });
-  if (is_usual) return at::empty(last.sizes(), last.options());
-  at::TensorIteratorConfig config;
-  config.add_owned_output(at::Tensor());
-  for (const at::Tensor& operand : operands) config.add_const_input(operand);
-  return config.build().output();
-}
-
-std::optional<Call> call_of(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
-  const size_t reads = operands[static_cast<size_t>(kernel)];
-  Call call{Layout::dense, 0, {}, {tensors.back().numel()}};
-  // Results first: asking for memory to write to moves a tensor that shares its memory lazily.
+std::optional<Call> call_of(Work work, Tensors tensors) {
+  const size_t inputs = inputs_of(work);
+  const at::Tensor& last = *tensors.back();
+  Call call{Layout::dense, 0, {}, {last.numel()}};
+  // Outputs come first: asking for memory to write to moves a tensor that shares its memory lazily.
   for (size_t i = tensors.size(); i-- > 0;) {
-    call.pointers[i] = i < reads ? tensors[i].const_data_ptr() : tensors[i].mutable_data_ptr();
+    call.pointers[i] = i < inputs ? tensors[i]->const_data_ptr() : tensors[i]->mutable_data_ptr();
   }
-  const at::Tensor& last = tensors.back();
-  const bool is_one = reads == 2 && is_expanded_number(tensors[0]);
+  const bool is_one = inputs == 2 && is_expanded_number(*tensors[0]);
   const bool is_dense =
       last.is_non_overlapping_and_dense() &&
       std::all_of(tensors.begin() + is_one, tensors.end(),
-                  [&](const at::Tensor& each) { return same_layout(each, last); });
+                  [&](const at::Tensor* each) { return is_laid_out_alike(*each, last); });
   if (is_dense) {
     call.layout = is_one ? Layout::of_one : Layout::dense;
     for (size_t i = is_one; i < tensors.size(); ++i) {
       call.wide |= static_cast<unsigned>(is_aligned(call.pointers[i])) << i;
     }
-  } else if (!fill_in_rows(call, tensors, reads)) {
+  } else if (!fill_in_rows(call, tensors, inputs)) {
     return std::nullopt;
   }
-  // The compiler gives a thread the elements that it writes at a time. Operands may be read by
-  // single elements all the same; but were results written by single elements and an operand read
-  // 16 bytes at a time, threads would have to exchange elements through shared memory.
-  const unsigned all = (1u << tensors.size()) - 1, of_results = all & ~((1u << reads) - 1);
-  if ((call.wide & of_results) != of_results) call.wide = 0;
+  // The compiler gives a thread the elements that it writes at a time. Inputs may be read by single
+  // elements all the same; but were outputs written by single elements and an input read 16 bytes
+  // at a time, threads would have to exchange elements through shared memory.
+  const unsigned all = (1u << tensors.size()) - 1, of_outputs = all & ~((1u << inputs) - 1);
+  if ((call.wide & of_outputs) != of_outputs) call.wide = 0;
   return call;
 }
 
@@ -303,9 +237,8 @@ std::string add(const Key& key, Launch launch) {
   if (!is_device(key.device)) return "device " + std::to_string(key.device) + " is past the 64th";
   const Driver* cuda = driver();
   if (cuda == nullptr) return "there is no CUDA driver, or one older than CUDA 12.4";
-  const size_t kernel = static_cast<size_t>(key.kernel);
   const std::string unexpected = unexpected_parameters(
-      *cuda, launch.function, operands[kernel] + results[kernel] + numbers_in(key.layout));
+      *cuda, launch.function, operands_of(key.kernel.work) + numbers_in(key.layout));
   if (!unexpected.empty()) {
     return "the compiled kernel has other parameters than expected: " + unexpected;
   }
@@ -318,21 +251,21 @@ std::string add(const Key& key, Launch launch) {
   return "";
 }
 
-bool launch(Kernel kernel, at::ArrayRef<at::Tensor> tensors) {
-  const c10::Device device = tensors[0].device();
+bool launch(KernelNumber kernel, Tensors tensors) {
+  const c10::Device device = tensors[0]->device();
   if (!is_device(device.index())) return false;
-  std::optional<Call> call = call_of(kernel, tensors);
+  std::optional<Call> call = call_of(kernel.work, tensors);
   if (!call.has_value()) return false;
   const int64_t count = call->numbers[0];
   const Added* found =
-      find({kernel, call->layout, device.index(), tensors[0].scalar_type(), call->wide}, count);
+      find({kernel, call->layout, device.index(), tensors[0]->scalar_type(), call->wide}, count);
   if (found == nullptr || is_hooked(found->launch)) return false;
   const int64_t blocks = (count + found->launch.block_size - 1) / found->launch.block_size;
   if (blocks > std::numeric_limits<int32_t>::max()) return false;
 
   // As many as a kernel may have; the driver reads those that it has.
   const void* no_memory = nullptr;
-  std::array<void*, most_tensors + numbers_in(Layout::rows) + most_unused> parameters;
+  std::array<void*, most_operands + numbers_in(Layout::rows) + most_unused> parameters;
   parameters.fill(&no_memory);
   size_t filled = 0;
   for (size_t i = 0; i < tensors.size(); ++i) parameters[filled++] = &call->pointers[i];
@@ -361,25 +294,39 @@ void forget() {
 
 uint64_t launches() { return launch_count.load(std::memory_order_relaxed); }
 
-bool fits(at::ArrayRef<at::Tensor> tensors) {
-  const at::Tensor& first = tensors[0];
-  return first.is_cuda() && is_device(first.get_device()) &&
-         added_to_device[first.get_device()].load(std::memory_order_acquire) &&
-         has_kernel_dtype(first) && first.numel() > 0 &&
-         std::all_of(tensors.begin(), tensors.end(), [&](const at::Tensor& each) {
-           return is_plain(each) && each.scalar_type() == first.scalar_type() &&
-                  each.device() == first.device() && each.sizes() == first.sizes();
-         });
+bool fits(at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
+  const at::Tensor& like = *inputs.back();
+  if (!like.is_cuda() || !is_device(like.get_device()) ||
+      !added_to_device[like.get_device()].load(std::memory_order_acquire) ||
+      !has_kernel_dtype(like) || like.numel() == 0) {
+    return false;
+  }
+  const auto is_alike = [&](const at::Tensor& each) {
+    return each.scalar_type() == like.scalar_type() && each.device() == like.device() &&
+           each.sizes() == like.sizes();
+  };
+  for (const at::Tensor* input : inputs) {
+    if (!is_alike(*input)) return false;
+  }
+  if (!outputs[0]->defined()) return true;
+  for (const at::Tensor* output : outputs) {
+    if (!is_alike(*output)) return false;
+  }
+  return may_write(outputs, inputs);
 }
 
-c10::SmallVector<at::Tensor, 3> run(Kernel kernel, at::ArrayRef<at::Tensor> operands) {
-  c10::SmallVector<at::Tensor, 3> tensors(operands.begin(), operands.end());
-  for (size_t i = 0; i < results[static_cast<size_t>(kernel)]; ++i) {
-    tensors.push_back(empty_result(operands));
+bool run(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
+  std::array<const at::Tensor*, most_operands> tensors{};
+  std::array<at::Tensor, 2> fresh;
+  const bool is_fresh = !outputs[0]->defined();
+  std::copy(inputs.begin(), inputs.end(), tensors.begin());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (is_fresh) fresh[i] = empty_output(inputs);
+    tensors[inputs.size() + i] = is_fresh ? &fresh[i] : outputs[i];
   }
-  if (!launch(kernel, tensors)) return {};
-  tensors.erase(tensors.begin(), tensors.begin() + operands.size());
-  return tensors;
+  if (!launch(kernel, {tensors.data(), inputs.size() + outputs.size()})) return false;
+  for (size_t i = 0; i < outputs.size() && is_fresh; ++i) *outputs[i] = std::move(fresh[i]);
+  return true;
 }
 
 }  // namespace fused_sigmoid::gpu

@@ -1,0 +1,133 @@
+// The vector type of the kernels, written once. What an instruction set does in its own way stands
+// in its classes Doubles and Floats, see vector_*.h. Every function is a member of a template over
+// them, so that none can be linked in place of another set's. The file includes no torch header.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+
+#include "half.h"
+
+namespace fused_sigmoid {
+
+// A vector is one register or two, computed operation by operation: each of two hides the latency
+// of the other even where the processor does not look far enough ahead to find independent work.
+template <class Lanes, int count>
+struct Vector {
+  using Scalar = typename Lanes::Scalar;
+  using Register = typename Lanes::Register;
+  using Bits = typename Lanes::Bits;
+  static constexpr int lanes = sizeof(Register) / sizeof(Scalar);
+  static constexpr int64_t size = count * lanes;
+  // Four registers at a time were measured to be the fastest, but for AVX2, which has only 16,
+  // pairs of them: one pair, or two of bfloat16.
+  using Group = Vector<Lanes, sizeof(Register) == 32 ? 2 : count>;
+  static constexpr int groups = sizeof(Register) == 32 ? count : 4 / count;
+  Register v[count];
+
+  Vector() = default;
+  // A number minus a register of zeros is that number in each lane, and -0 stays -0.
+  explicit Vector(Scalar scalar) : Vector(make([=](int) { return scalar - Register(); })) {}
+
+  static Vector load(const Scalar* from) {
+    return make([=](int i) { return read<Register>(from + i * lanes); });
+  }
+  static Vector load(const Float16* from) {
+    using Halves = decltype(Lanes::to_float16s(Register()));
+    return make([=](int i) { return Lanes::from_float16s(read<Halves>(from + i * lanes)); });
+  }
+  static Vector load(const BFloat16* from) {
+    Vector loaded;
+    Lanes::from_bfloat16s(read<decltype(Lanes::to_bfloat16s(loaded.v))>(from), loaded.v);
+    return loaded;
+  }
+  template <class Element>
+  void store(Element* to) const {
+    write(to, v[0]);
+    if constexpr (count == 2) write(to + lanes, v[1]);
+  }
+  void store(BFloat16* to) const { write(to, Lanes::to_bfloat16s(v)); }
+
+  friend Vector operator+(Vector a, Vector b) { return each(std::plus(), a, b); }
+  friend Vector operator-(Vector a, Vector b) { return each(std::minus(), a, b); }
+  friend Vector operator*(Vector a, Vector b) { return each(std::multiplies(), a, b); }
+  friend Vector operator/(Vector a, Vector b) { return each(std::divides(), a, b); }
+  friend Vector operator-(Vector a) { return each(std::negate(), a); }
+  friend Vector fma(Vector a, Vector b, Vector c) { return each<Lanes::fma>(a, b, c); }
+  // This is c - a b, rounded once; compilers make one instruction of it.
+  friend Vector fnma(Vector a, Vector b, Vector c) { return fma(-a, b, c); }
+  friend Vector abs(Vector a) { return each<Lanes::abs>(a); }
+  // If an argument is a NaN, min and max return the second one.
+  friend Vector min(Vector a, Vector b) { return each<Lanes::min>(a, b); }
+  friend Vector max(Vector a, Vector b) { return each<Lanes::max>(a, b); }
+  // This is `negative` where the sign bit of x is set, as of -0, and `other` elsewhere.
+  friend Vector if_negative(Vector x, Vector negative, Vector other) {
+    return each<select>(x, negative, other);
+  }
+  // This is the number whose exponent field is the low bits of `a`.
+  friend Vector from_exponent_field(Vector a) { return each<shifted_to_exponent>(a); }
+  friend Vector rounded_to_float16(Vector a) {
+    return make([&](int i) { return Lanes::from_float16s(Lanes::to_float16s(a.v[i])); });
+  }
+  friend Vector rounded_to_bfloat16(Vector a) { return each<Lanes::rounded_to_bfloat16>(a); }
+
+ private:
+  // Without the attribute GCC counts these calls as work of the loops, and inlines less into them.
+  template <class Operation>
+  [[gnu::always_inline]] static Vector make(Operation operation) {
+    Vector made;
+    made.v[0] = operation(0);
+    if constexpr (count == 2) made.v[1] = operation(1);
+    return made;
+  }
+  template <auto operation, class... Operands>
+  [[gnu::always_inline]] static Vector each(const Operands&... operands) {
+    return make([&](int i) { return operation(operands.v[i]...); });
+  }
+  template <class Operation, class... Operands>
+  [[gnu::always_inline]] static Vector each(Operation operation, const Operands&... operands) {
+    return make([&](int i) { return operation(operands.v[i]...); });
+  }
+  static Register select(Register x, Register negative, Register other) {
+    return __builtin_bit_cast(Bits, x) > (~Bits() >> 1) ? negative : other;
+  }
+  static Register shifted_to_exponent(Register a) {
+    constexpr int significand = std::numeric_limits<Scalar>::digits - 1;
+    return __builtin_bit_cast(Register, __builtin_bit_cast(Bits, a) << significand);
+  }
+  // Elements need not be aligned: torch.frombuffer takes any offset.
+  template <class To>
+  static To read(const void* from) {
+    To to;
+    std::memcpy(&to, from, sizeof(to));
+    return to;
+  }
+  template <class From>
+  static void write(void* to, From from) {
+    std::memcpy(to, &from, sizeof(from));
+  }
+  static void write(Float16* to, Register a) { write<>(to, Lanes::to_float16s(a)); }
+};
+
+template <class Doubles, class Floats, int registers_of_bfloat16>
+struct VectorsOf {
+  using Double = Vector<Doubles, 1>;
+  using Float = Vector<Floats, 1>;
+  using Bfloat16 = Vector<Floats, registers_of_bfloat16>;
+};
+
+// Registers are of the vector extension of GCC and clang, in which an operator works on each lane
+// and a cast keeps the bits. The last three arguments are intrinsics of the instruction set.
+template <class Element, class Unsigned, int bytes, auto fma_, auto min_, auto max_>
+struct Registers {
+  using Scalar = Element;
+  using Register [[gnu::vector_size(bytes)]] = Element;
+  using Bits [[gnu::vector_size(bytes)]] = Unsigned;
+  static Register fma(Register a, Register b, Register c) { return fma_(a, b, c); }
+  static Register min(Register a, Register b) { return min_(a, b); }
+  static Register max(Register a, Register b) { return max_(a, b); }
+};
+
+}  // namespace fused_sigmoid

@@ -1,0 +1,1 @@
+"""The GPU kernels, for Triton: imported when the first CUDA tensor arrives."""
