@@ -42,13 +42,13 @@ at::Tensor call_value(const at::Tensor& input, Saved saved) {
   return call<F>(saved == Saved::input ? Work::value_of_kept : Work::value, {&input}, saved);
 }
 
-// The same into given tensors, or, if they are undefined, fresh ones.
+// Calls an operator that writes into these tensors; undefined ones are allocated.
 template <class F>
 void call_into(Work work, at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
   call_operator({number_of_function<F>, work}, outputs, inputs);
 }
 
-// What is active around a call, and what it means for a tensor.
+// These tell what is active around a call, and what it means for a tensor.
 
 // In inference mode, and below autograd, nothing is recorded even where gradients were enabled.
 bool records() {
@@ -61,8 +61,7 @@ bool is_recorded(const Tensors&... tensors) {
   return (tensors.requires_grad() || ...) && records();
 }
 
-// Whether operations on the tensor are recorded to be compiled, forward and backward, with nothing
-// left in place.
+// Whether a compiler traces the tensor, forward and backward, and replaces operations in place.
 bool is_traced(const at::Tensor& tensor) {
   using c10::impl::TorchDispatchModeTLS, c10::impl::TorchDispatchModeKey;
   return !is_ordinary(tensor) &&
@@ -103,7 +102,7 @@ struct Keeps {
   bool derivative, input, output;
 };
 
-// Where Saved::automatic keeps the derivative on the CPU, in bytes of it, and else the input;
+// Saved::automatic keeps the derivative on a CPU if that has so many bytes, and else the input;
 // docs/performance.md has the measurement. Below, the arithmetic saved is less than what one more
 // tensor costs; above, the derivative leaves the cache before it is read back.
 constexpr int64_t automatic_derivative_from = 16 << 10;
@@ -161,11 +160,17 @@ at::Tensor narrowed(const at::Tensor& wide, const at::Tensor& like) {
   return converted(wide, like.scalar_type());
 }
 
-// |x|. Either side of the selection has a derivative for all x, where abs() has none at 0. Without
-// one it is an operation less, and jagged tensors have it.
+// |x|. The selection has a derivative for all x, where abs() has none at 0. Where nothing is
+// differentiated, abs() is an operation less, and jagged tensors have it.
 at::Tensor magnitude(const at::Tensor& wide) {
   const bool is_differentiated = is_recorded(wide) || has_tangent(wide) || is_transformed();
   return is_differentiated ? at::where(wide < 0, -wide, wide) : wide.abs();
+}
+
+template <class F>
+at::Tensor composed_value(const at::Tensor& input) {
+  const at::Tensor wide = widened(input);
+  return narrowed(F::composed_value(wide, magnitude(wide)), input);
 }
 
 template <class F>
@@ -187,7 +192,7 @@ at::Tensor first_product(const at::Tensor& grad, const Source& from) {
                                 : Autograd<F>::backward_from_output(grad, from.output);
   }
   if (is_recorded(from.derivative)) {
-    // It is the pair's, whose owner may change it before the second backward pass.
+    // The derivative is an output of the pair, whose owner may change it before the second pass.
     return grad * from.derivative.clone();
   }
   if (!from.output.defined() || from.derivative.requires_grad()) {
@@ -220,7 +225,7 @@ enum class Factor : uint8_t {
 
 struct Choice {
   Factor factor = Factor::derivative;
-  // Of nn.BCELoss's input, and of what stands between, if that has fewer digits.
+  // These are the dtypes of nn.BCELoss's input and, if it has fewer digits, of what stands between.
   at::ScalarType loss_dtype = at::kFloat, narrowest_dtype = at::kFloat;
   consumers::Exit exit = consumers::Exit::none;
 };
@@ -336,7 +341,7 @@ auto make_node() {
 }
 
 // The node of a gradient that may be differentiated: grad * factor, where the factor is f' of an
-// input, or one formed of a value whose input has its gradient from here directly.
+// input, or is formed of a value; the second edge leads straight to that value's input.
 template <class F>
 class ProductNode : public Node {
  public:
@@ -424,8 +429,10 @@ class ProductNode : public Node {
                                        const torch::autograd::Edge& edge) {
     const at::Tensor wide = widened(source);
     if (choice.factor == Factor::derivative) {
-      const at::Tensor first = Autograd<F>::backward(widened(outer) * widened(grad), wide);
-      return narrowed(first * F::curvature(wide), source);
+      // The order of operations is the order in which the engine sums up their gradients.
+      const at::Tensor product = widened(outer) * widened(grad);
+      const at::Tensor curvature = F::curvature(wide);
+      return narrowed(Autograd<F>::backward(product, wide) * curvature, source);
     }
     const at::Tensor first = product(outer * grad, source, choice, edge);
     return narrowed(widened(first) * F::curvature_from_output(wide), source);
@@ -450,11 +457,8 @@ Results compute_without_tangent(const at::Tensor& input, bool with_derivative, b
     // Operations of ATen are what dispatch modes and subclasses are to see.
     const at::NoGradGuard no_grad;
     const at::AutoDispatchBelowADInplaceOrView guard;
-    if (!in_place) {
-      const at::Tensor wide = widened(input);
-      results.value = is_traced(input) ? narrowed(F::composed_value(wide, magnitude(wide)), input)
-                                       : F::torch_value(input);
-    }
+    if (!in_place)
+      results.value = is_traced(input) ? composed_value<F>(input) : F::torch_value(input);
     if (with_derivative) {
       results.derivative = narrowed(F::composed_derivative(magnitude(widened(input))), input);
     }
@@ -571,6 +575,7 @@ class FunctionNode : public consumers::Asking {
         call_into<F>(Work::backward_from_derivative, {&source.derivative},
                      {&grads[0], &source.derivative});
       } else {
+        const at::AutoDispatchBelowADInplaceOrView guard;
         source.derivative.mul_(grads[0]);
       }
       return {source.derivative};
@@ -685,8 +690,8 @@ class FunctionNode : public consumers::Asking {
     return {derivative, false, true};
   }
 
-  // The same for a compiler, and what the value is had from. A graph that was compiled serves with
-  // and without a gradient of the pair's derivative.
+  // Chooses for a compiler, and adds whichever of output and input the value is had from. A graph
+  // that was compiled serves with and without a gradient of the pair's derivative.
   Keeps choose_for_compiler(const Choice& choice) const {
     if (choice.factor == Factor::derivative) return choose(/*needs_first=*/true, is_pair_);
     Keeps chosen = choose(/*needs_first=*/false, is_pair_);
@@ -729,7 +734,8 @@ class FunctionNode : public consumers::Asking {
                 "inplace operation: the input of a ",
                 F::name,
                 ", which fused_sigmoid keeps under saved=\"input\". With saved=\"auto\" it may "
-                "change, as with torch's own");
+                "change, as with torch's own ",
+                F::name);
   }
 
   // Whether the result may take the memory of the gradient, which nothing else holds.

@@ -70,7 +70,8 @@ class FloatingPointMode {
 #endif
 };
 
-// A call whose tensors have one shape and dtype: they stand as a kernel takes them, outputs first.
+// A call whose tensors have one shape and dtype. Its operands stand in the kernel's order, outputs
+// first.
 struct Call {
   Kernel kernel;
   Work work;

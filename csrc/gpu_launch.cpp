@@ -110,7 +110,7 @@ std::string unexpected_parameters(const Driver& driver, void* function, size_t p
   return "there are more than " + std::to_string(passed + most_unused);
 }
 
-// Null where there is none for calls of so many elements.
+// The launch for calls of so many elements, or null.
 const Added* find(const Key& key, int64_t count) {
   const Added* found = slot(key).load(std::memory_order_acquire);
   while (found != nullptr && (count < found->launch.fewest || count > found->launch.most)) {

@@ -15,7 +15,7 @@ class Kept {
   // Nothing is kept.
   Kept() = default;
 
-  // A tensor that only this node has, or its output.
+  // A tensor that no one but the node holds, or the node's own output.
   Kept(const at::Tensor& tensor, bool is_output, bool is_in_place_on_view = false)
       : variable(tensor, is_output, is_in_place_on_view),
         counter_(torch::autograd::impl::version_counter(tensor)),
@@ -56,7 +56,7 @@ class Kept {
   torch::autograd::SavedVariable variable;
 
  private:
-  // Hooks may have packed it, history and all, or it was given back.
+  // It cannot be looked at where hooks have packed it, history and all, or it was given back.
   static bool is_at_hand(const std::optional<at::Tensor>& tensor) {
     return tensor.has_value() && tensor->defined();
   }

@@ -11,7 +11,7 @@
 
 namespace fused_sigmoid {
 
-// Of one call: at most three.
+// The tensors of one call: three at the most.
 using Tensors = at::ArrayRef<const at::Tensor*>;
 
 // Whether the kernels have an instance for the dtype: float64, float32, float16, bfloat16.
@@ -36,13 +36,14 @@ struct Dimension {
 };
 using Dimensions = c10::SmallVector<Dimension, 4>;
 
-// Those of the tensors, in the order of the shape of the last; undefined tensors have strides of 0.
+// The dimensions of the tensors, in the order of the shape of the last; undefined tensors have
+// strides of 0.
 Dimensions dimensions_of(Tensors tensors);
 
-// Leaves out those of one element, whose strides say nothing about memory.
+// Removes dimensions of one element, whose strides say nothing about memory.
 void remove_ones(Dimensions& dims);
 
-// The same in the order in which they lie in the memory of the i-th tensor, the outermost first.
+// Sorts the dimensions as they lie in the memory of the i-th tensor, the outermost first.
 void sort_by_memory(Dimensions& dims, size_t i);
 
 // Whether in the i-th tensor each dimension steps past all of those behind it, and further than the

@@ -31,7 +31,7 @@ bool has_no_observer(c10::DispatchKeySet keys) {
   return (keys.raw_repr() & ~expected) == 0;
 }
 
-// The operator of a work is named after the function, with this behind it.
+// An operator's name is its function's, followed by the suffix of its work.
 constexpr std::array<const char*, work_count> suffixes = {"",
                                                           "_with_derivative",
                                                           "_backward",
@@ -41,7 +41,7 @@ constexpr std::array<const char*, work_count> suffixes = {"",
                                                           "_backward_before_bce",
                                                           ""};
 
-// The name stands alone, with the library's, and with the library's for given outputs.
+// The operator's names: bare, with the library's, and with the library's for given outputs.
 struct Operator {
   std::string name, full_name, out_name;
 };
@@ -65,9 +65,18 @@ const Operator& operator_of(KernelNumber kernel) {
   return all[kernel.index()];
 }
 
-std::vector<c10::IValue> values_of(Tensors tensors) {
+// The operator's arguments. A gradient's operator has no form that takes an output.
+std::vector<c10::IValue> arguments_of(at::ArrayRef<at::Tensor*> outputs, Tensors inputs,
+                                      const Argument& argument) {
   std::vector<c10::IValue> values;
-  for (const at::Tensor* tensor : tensors) values.emplace_back(*tensor);
+  for (const at::Tensor* input : inputs) values.emplace_back(*input);
+  for (const at::Tensor* output : outputs) {
+    if (output->defined() && inputs.size() == 1) values.emplace_back(*output);
+  }
+  if (const auto* dtype = std::get_if<at::ScalarType>(&argument)) values.emplace_back(*dtype);
+  if (const auto* saved = std::get_if<Saved>(&argument)) {
+    values.emplace_back(saved_names[static_cast<size_t>(*saved)]);
+  }
   return values;
 }
 
@@ -87,8 +96,9 @@ std::optional<Work> work_before_bce(const at::Tensor& grad, const at::Tensor& ou
                                              : std::nullopt;
 }
 
-// Runs the kernel if the extension can do so itself.
-bool run_here(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
+// Runs the kernel if the extension can do so itself; else returns false, having done nothing.
+bool run_here(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tensors inputs,
+              const Argument& argument) {
   bool are_on_cpu = true;
   for (const at::Tensor* input : inputs) {
     if (!is_unobserved(*input)) return false;
@@ -101,7 +111,8 @@ bool run_here(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tensors in
   }
   if (!are_on_cpu && !gpu::fits(outputs, inputs)) return false;
   const Operator& op = operator_of(kernel);
-  RECORD_FUNCTION((is_out ? op.out_name : op.full_name).c_str(), values_of(inputs));
+  RECORD_FUNCTION((is_out ? op.out_name : op.full_name).c_str(),
+                  arguments_of(outputs, inputs, argument));
   if (!are_on_cpu) return gpu::run(kernel, outputs, inputs);
   run_on_cpu(kernel, op.name, outputs, inputs);
   return true;
@@ -130,23 +141,19 @@ void call_operator(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tenso
   const auto* loss_dtype = std::get_if<at::ScalarType>(&argument);
   std::optional<Work> work = kernel.work;
   if (loss_dtype) work = work_before_bce(*inputs[0], *inputs[1], *loss_dtype);
-  const auto run = [&] { return work && run_here({kernel.function, *work}, outputs, inputs); };
+  const auto run = [&] {
+    return work && run_here({kernel.function, *work}, outputs, inputs, argument);
+  };
   const bool is_given = outputs[0]->defined(), is_out = is_given && inputs.size() == 1;
   if (!is_given && run()) return;
   // A given output may be resized, which is neither to be recorded nor to be counted as a write.
   const at::AutoDispatchBelowADInplaceOrView guard;
   if (is_given && run()) return;
 
-  std::vector<c10::IValue> stack = values_of(inputs);
-  for (size_t i = 0; i < outputs.size() && is_out; ++i) stack.emplace_back(*outputs[i]);
-  if (loss_dtype) stack.emplace_back(*loss_dtype);
-  if (const auto* saved = std::get_if<Saved>(&argument)) {
-    stack.emplace_back(saved_names[static_cast<size_t>(*saved)]);
-  }
+  std::vector<c10::IValue> stack = arguments_of(outputs, inputs, argument);
   const Operator& op = operator_of(kernel);
   call_boxed(is_out ? op.out_name : op.full_name, stack);
   for (size_t i = 0; i < stack.size(); ++i) {
-    // A gradient's operator has no form that takes an output.
     if (is_given) outputs[i]->copy_(stack[i].toTensor());
     if (!is_given) *outputs[i] = std::move(stack[i]).toTensor();
   }
@@ -189,7 +196,7 @@ at::Tensor before_bce_on_cpu(const at::Tensor& grad, const at::Tensor& output,
   return result.copy_(before_bce_on_cpu<F>(grad.to(loss_dtype), output.to(loss_dtype), loss_dtype));
 }
 
-// Defines the operators of a function, or, for a key of the dispatcher, what implements them.
+// Registers the schemas of a function's operators or, for a key of the dispatcher, implementations.
 struct Registration {
   torch::Library& library;
   std::string function;

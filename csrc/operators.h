@@ -33,7 +33,7 @@ Saved saved_named(std::string_view name);
 // dispatch mode, transform of torch.func, subclass, or lazy conjugation.
 bool is_unobserved(const at::Tensor& tensor);
 
-// Whether the tensor itself is such, whatever is active around the call.
+// Whether the tensor itself has no such observer, whatever is active around the call.
 bool is_ordinary(const at::Tensor& tensor);
 
 // Whether forward-mode AD follows the tensor.
@@ -48,12 +48,13 @@ using Argument = std::variant<std::monostate, Saved, at::ScalarType>;
 void call_operator(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tensors inputs,
                    Argument argument = {});
 
+// Calls the operator of Autograd<F>::backward_at_exit, below autograd.
 at::Tensor call_backward_at_exit(size_t function, const at::Tensor& grad,
                                  const OptionalTensor& input, const at::Tensor& output,
                                  int64_t exit);
 
-// The operators with autograd, of every order; forward-mode AD follows what has no `out`.
-// autograd.cpp
+// The operators with autograd, of every order; forward-mode AD follows those without `out`. They
+// are defined in autograd.cpp.
 template <class F>
 struct Autograd {
   static at::Tensor value(const at::Tensor& input, Saved saved);

@@ -46,7 +46,7 @@ bool has_arguments(const char* name, Py_ssize_t count, Py_ssize_t expected) {
   return false;
 }
 
-// What users write for `saved`; mostly the very objects of the interned names.
+// Parses what users write for `saved`, which mostly is the interned object itself.
 Saved parse_saved(PyObject* object) {
   static PyObject* const interned[] = {
       PyUnicode_InternFromString(saved_names[0]), PyUnicode_InternFromString(saved_names[1]),

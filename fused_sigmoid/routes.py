@@ -35,8 +35,8 @@ ACCEPTED = (
 
 
 class Call(NamedTuple):
-    """A call of a public function: the elementwise function that it is of, the first argument, and
-    the others by name. The three public functions of ``f`` are ``f``, ``f_`` (in place) and
+    """A call of a public function: the elementwise function that was called, the first argument,
+    and the others by name. The three public functions of ``f`` are ``f``, ``f_`` (in place) and
     ``f_with_derivative``; the extension's nodes and the operators have their names."""
 
     function: Function

@@ -24,7 +24,7 @@ from fused_sigmoid import __main__ as command_line
 from fused_sigmoid import check
 from fused_sigmoid._extension import extension
 from fused_sigmoid.check import figures, inputs, reference, report, sweep
-from fused_sigmoid.functions import sigmoid as functional
+from fused_sigmoid.functions import sigmoid as sigmoids
 
 PACKAGE_PARENT = Path(fused_sigmoid.__file__).parent.parent
 COARSE = check.Extent(float32_step=5_000_011, float64_inputs=700)
@@ -169,7 +169,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def interrupt(input: Tensor, **arguments: Any) -> Tensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(functional, "sigmoid", interrupt)
+    monkeypatch.setattr(sigmoids, "sigmoid", interrupt)
     before, threads = extension.instruction_set(), torch.get_num_threads()
     extension.select_instruction_set(SETS[-1])
     try:
@@ -221,7 +221,7 @@ def sound() -> Rows:
 def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``fault(value=change, derivative=change)`` has every function return
     ``change(x, result)``; ``functions`` names those that do, if not all."""
-    real = functional.sigmoid, functional.sigmoid_with_derivative
+    real = sigmoids.sigmoid, sigmoids.sigmoid_with_derivative
     backward = torch.ops.fused_sigmoid.sigmoid_backward
 
     def same(x: Tensor, result: Tensor) -> Tensor:
@@ -241,9 +241,9 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return value(x, y), derivative(x, dy)
 
         if "sigmoid" in functions:
-            monkeypatch.setattr(functional, "sigmoid", sigmoid)
+            monkeypatch.setattr(sigmoids, "sigmoid", sigmoid)
         if "pair" in functions:
-            monkeypatch.setattr(functional, "sigmoid_with_derivative", sigmoid_with_derivative)
+            monkeypatch.setattr(sigmoids, "sigmoid_with_derivative", sigmoid_with_derivative)
         if "gradient" in functions:
             monkeypatch.setattr(
                 torch.ops.fused_sigmoid,
@@ -418,7 +418,7 @@ def test_instruction_sets_that_disagree(fault: Callable[..., None], sound: Rows)
 
 
 def test_second_derivative(fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "sigmoid", lambda x, **arguments: torch.sigmoid(x))
+    monkeypatch.setattr(sigmoids, "sigmoid", lambda x, **arguments: torch.sigmoid(x))
     rows = coarse_rows()
     for quantity in OF_SECOND_ORDER:
         error = rows[SETS[0], "float64", quantity].figures["error"]

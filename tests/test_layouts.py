@@ -313,3 +313,17 @@ def test_bits_do_not_depend_on_the_instruction_set(dtype: torch.dtype) -> None:
     expected, *others = _by_instruction_set(input, grad).values()
     for results in others:
         _assert_same(results, expected)
+
+
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize("size", [64, 256])
+def test_out_that_is_the_transposed_view_of_the_input(size: int) -> None:
+    """torch goes through such memory row by row, and so do the kernels."""
+    torch.set_num_threads(1)
+    memory = torch.randn(size, size + 3)
+    results = []
+    for call in (sigmoid, torch.sigmoid):
+        x = memory.clone()[:, :size]
+        call(x, out=x.t())
+        results.append(x)
+    torch.testing.assert_close(*results)

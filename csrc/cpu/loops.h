@@ -21,7 +21,7 @@ Bfloat16Constants constants_of(BFloat16);
 template <class Element>
 using ConstantsOf = decltype(constants_of(Element()));
 
-// Computes so many vectors one after the other, whose latencies the processor overlaps.
+// Computes some vectors one after the other, whose latencies the processor overlaps.
 // GCC counts what is inlined here against the loops, and would inline less as functions are added.
 template <class F, Work work, class V, class T, int vectors>
 [[gnu::always_inline]] inline void compute_vectors(const T* const* in, T* const* out,
@@ -71,7 +71,7 @@ void loop(char* const* data, int64_t count) {
   for (int i = 0; i < outputs; ++i) std::memcpy(out[i] + offset, buffer_out[i], bytes);
 }
 
-// The work that computes the same with fewer instances, of which the compiler inlines more.
+// The work whose kernel serves this one too: of fewer instances the compiler inlines more.
 template <class T>
 constexpr Work computed_as(Work work) {
   if (work == Work::value_of_kept) return Work::value;

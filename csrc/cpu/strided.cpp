@@ -6,8 +6,8 @@
 namespace fused_sigmoid {
 namespace {
 
-// Shorter rows are gathered even if they have no gaps: a kernel computes whole vectors, the last of
-// them through a buffer, at every call.
+// Shorter rows are gathered together even if they have no gaps: a kernel computes whole vectors,
+// the last of them through a buffer, at every call.
 constexpr int64_t short_row = 64;
 // In elements; a buffer for each operand stays in the first-level cache.
 constexpr int64_t most_gathered = 512;
@@ -71,7 +71,7 @@ void run_strided(Kernel kernel, Work work, int64_t item, char* const* data, cons
 
   // A call of the kernel has some rows, or some columns of one.
   constexpr int64_t most_columns = most_gathered;
-  const bool is_short = length > 0 && length < most_columns;
+  const bool is_short = length > 0 && length < short_row;
   const int64_t most_rows = is_short && is_apart ? most_columns / length : 1;
   alignas(64) char buffers[most_operands][most_gathered * sizeof(double)];
   bool is_filled[most_operands] = {};

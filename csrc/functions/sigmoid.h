@@ -21,7 +21,7 @@ struct Sigmoid {
   static V prepare(V x) {
     return one_over_one_plus_exp_of_magnitude<C>(x);
   }
-  // At -0 both are 1/2.
+  // At -0 both t and 1 - t are 1/2.
   template <class C, class V>
   static V value(V x, V t) {
     return if_negative(x, t, V(1) - t);

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..functions import sigmoid as functional
+from ..functions import sigmoid as sigmoids
 from . import reference
 from .figures import differing
 from .reference import Reference
@@ -47,10 +47,10 @@ class Order:
 
 
 def _first(x: Tensor) -> dict[str, Tensor]:
-    value, derivative = functional.sigmoid_with_derivative(x)
+    value, derivative = sigmoids.sigmoid_with_derivative(x)
     results = {
         PAIR_VALUE: value,
-        "value": functional.sigmoid(x),
+        "value": sigmoids.sigmoid(x),
         "derivative": derivative,
         "gradient": torch.ops.fused_sigmoid.sigmoid_backward(torch.ones_like(x), x),
     }
@@ -58,7 +58,7 @@ def _first(x: Tensor) -> dict[str, Tensor]:
     if x.dtype in HALVES:
         for saved in ("derivative", "input"):
             input = x.detach().requires_grad_()
-            output = functional.sigmoid(input, saved=saved)
+            output = sigmoids.sigmoid(input, saved=saved)
             (gradient,) = torch.autograd.grad(output, input, torch.ones_like(output))
             results[f"gradient, saved={saved}"] = gradient
     return results
@@ -73,7 +73,7 @@ def _first_of_torch(x: Tensor) -> dict[str, Tensor]:
 def _second(x: Tensor) -> dict[str, Tensor]:
     return {
         f"second derivative, saved={saved}": _double_backward(
-            x, lambda input, saved=saved: functional.sigmoid(input, saved=saved)
+            x, lambda input, saved=saved: sigmoids.sigmoid(input, saved=saved)
         )
         for saved in ("derivative", "input", "auto")
     }

@@ -47,7 +47,7 @@ class Function:
     derivative: Callable[[Tensor], Tensor]
     # torch's gradient from the output.
     backward_from_output: Callable[[Tensor, Tensor], Tensor]
-    # What no other function has.
+    # These are operators of this function alone.
     operators: tuple[Operator, ...] = ()
 
     def value(self, input: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Function:
 
 
 def alike(grad: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with one shape and dtype, on one device, as a kernel takes them."""
+    """Returns both with one shape and dtype, on one device, as a kernel takes them."""
     if grad.device != kept.device:
         # torch raises its own error here, unless one is a number on the CPU.
         device = torch.mul(grad, kept).device

@@ -52,12 +52,12 @@ BLOCKS = {
 
 
 def blocks_for(dtype: torch.dtype, count: int) -> Blocks:
-    """Those of a call over `count` elements."""
+    """The blocks of a call over `count` elements."""
     return next(blocks for blocks in BLOCKS[dtype] if count <= blocks.most)
 
 
-# Without fp fusion off, Triton and ptxas contract products and sums to fma, and the bits part from
-# the CPU's.
+# With fp fusion on, Triton and ptxas contract products and sums to fma, and the bits part from the
+# CPU's.
 LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
@@ -165,7 +165,7 @@ def _run(body, operands, wide, block_size, count, first, second, third):
 
 
 def _name(specialization) -> str:
-    """As profilers show a compiled kernel: the first that has its body."""
+    """The name of a compiled kernel in profilers: of the first kernel that has its body."""
     body = specialization.constants["body"]
     return "fused_" + next(kernel.name for kernel in KERNELS.values() if kernel.body is body)
 
