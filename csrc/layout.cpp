@@ -51,8 +51,9 @@ Dimensions dimensions_of(Tensors tensors) {
   for (size_t dim = 0; dim < sizes.size(); ++dim) dims[dim].size = sizes[dim];
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!tensors[i]->defined()) continue;
-    const at::IntArrayRef strides = tensors[i]->strides();
-    for (size_t dim = 0; dim < strides.size(); ++dim) dims[dim].strides[i] = strides[dim];
+    for (size_t dim = 0; dim < dims.size(); ++dim) {
+      dims[dim].strides[i] = tensors[i]->stride(static_cast<int64_t>(dim));
+    }
   }
   return dims;
 }

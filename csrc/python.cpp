@@ -161,6 +161,12 @@ std::string add_gpu_kernel(size_t kernel, int layout, c10::DeviceIndex device,
                            const py::object& dtype, unsigned wide, uintptr_t function,
                            int64_t block_size, int64_t fewest, int64_t most, unsigned threads,
                            const py::tuple& hooks) {
+  // The extension's tables are indexed by these.
+  TORCH_CHECK_VALUE(layout >= 0 && static_cast<size_t>(layout) < gpu::layout_count, "layout ",
+                    layout, "; accepted are 0 to ", gpu::layout_count - 1);
+  TORCH_CHECK_VALUE(wide < 1u << most_operands, "wide ", wide, "; accepted are 0 to ",
+                    (1u << most_operands) - 1);
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dtype must be torch.dtype");
   gpu::Launch launch{reinterpret_cast<void*>(function), block_size, fewest, most, threads, {}};
   for (const py::handle hook : hooks) {
     if (!PyList_Check(hook.ptr())) throw py::type_error("hooks are lists");

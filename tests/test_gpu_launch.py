@@ -77,6 +77,20 @@ def test_wrong_arguments(arguments: tuple[object, ...], error: type[Exception]) 
             function(*arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("layout", "dtype", "wide", "error"),
+    [
+        (3, torch.float32, 0, ValueError),
+        (-1, torch.float32, 0, ValueError),
+        (0, torch.float32, 8, ValueError),
+        (0, "float32", 0, TypeError),
+    ],
+)
+def test_wrong_keys(layout: int, dtype: object, wide: int, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        extension.add_gpu_kernel(0, layout, 0, dtype, wide, 0, 1, 0, 1, 32, ())
+
+
 def test_rows_are_divided_by_a_product() -> None:
     # As the kernels divide: the high half of a product in 32 bits, a sum and a shift.
     random = np.random.default_rng(0)
