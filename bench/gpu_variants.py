@@ -67,7 +67,8 @@ BITS_AT_A_TIME = 2**28
 
 # What stands for the import of the extension.
 WITHOUT_EXTENSION = """from types import SimpleNamespace
-works = ("value", 1, 1), ("value_and_derivative", 1, 2), ("backward", 2, 1)
+forward = ("value", 1, 1), ("value_of_kept", 1, 1), ("value_and_derivative", 1, 2)
+works = *forward, ("backward", 2, 1)
 extension = SimpleNamespace(functions=lambda: ("sigmoid",), works=lambda: works)"""
 
 CORRECTION = "tl.fma(tl.fma(minus(sum), quotient, numerator), reciprocal, quotient)"
@@ -86,7 +87,8 @@ POLICY = '"evict_last" if operands == _KEPT_INPUT else ""'
 # By name: each passage of the source that is replaced, and by what.
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "present": (),
-    "rounded division": (("elif _HAS_RECIPROCAL:", "elif False:"),),
+    "rounded division": (("elif _IS_NVIDIA:", "elif False:"),),
+    "entries by selection": (("    if _IS_NVIDIA:", "    if False:"),),
     "refined reciprocal": (("_reciprocal(sum)\n", REFINED),),
     # Wrong bits, for the time alone: what the correction costs, and the whole exponential.
     "no correction": ((CORRECTION, "quotient"),),
@@ -96,7 +98,7 @@ SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 # The forward pass of a training step, whose input the backward pass reads again.
 STEPS = {"present": "value_of_kept", "input not kept in the cache": "value"}
-SAME_BITS = ("rounded division", "refined reciprocal")
+SAME_BITS = ("rounded division", "refined reciprocal", "entries by selection")
 
 
 class Variant(NamedTuple):
@@ -124,6 +126,7 @@ LARGE = (
     Variant("present", 4096, 8),
     Variant("rounded division"),
     Variant("refined reciprocal"),
+    Variant("entries by selection"),
     Variant("no correction"),
     Variant("hardware exponential"),
     Variant("stores .cs"),
@@ -138,6 +141,7 @@ SMALL = (
     Variant("present", 128, 1),
     Variant("rounded division"),
     Variant("rounded division", 256, 4),
+    Variant("entries by selection", 256, 4),
 )
 
 # In float64, whose division no variant changes, a thread's elements divide one after another.
@@ -149,6 +153,7 @@ FLOAT64 = (
     Variant("present", 256, 4),
     Variant("present", 256, 2),
     Variant("present", 128, 4),
+    Variant("entries by selection", 256, 4),
 )
 
 Call = Callable[[], Any]

@@ -64,7 +64,7 @@ FUNCTIONS = (
         {torch.float64: 750, torch.float32: 106, torch.bfloat16: 94, torch.float16: 18},
         {
             torch.float64: (2.5, 3.5),
-            torch.float32: (2.45, 3.3),
+            torch.float32: (2.2, 2.9),
             torch.float16: NEAREST,
             torch.bfloat16: NEAREST,
         },

@@ -55,9 +55,9 @@ def test_exact_values(function: Row, dtype: torch.dtype, instruction_set: str) -
 @every_dtype
 def test_every_instruction_set_gives_the_same_bits(function: Row, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
-    patterns = torch.randint(-(2**63), 2**63 - 1, (50_000,), generator=generator)
-    x = patterns.view(dtype)
-    g = torch.randn(x.shape, generator=generator).to(dtype)
+    # With gradients among the subnormal numbers some products lie in the middle between two others.
+    patterns = torch.randint(-(2**63), 2**63 - 1, (2, 50_000), generator=generator)
+    x, g = patterns.view(dtype)
     results = []
     before = extension.instruction_set()
     try:

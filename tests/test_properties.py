@@ -22,8 +22,8 @@ from fused_sigmoid._extension import extension
 
 # In ulp; what rounds once more has half an ulp at most, and oracle's own error.
 NEAREST = 0.5 + 1e-6
-VALUE = {torch.float64: 2.5, torch.float32: 2.45, torch.float16: NEAREST, torch.bfloat16: NEAREST}
-DERIVATIVE = VALUE | {torch.float64: 3.5, torch.float32: 3.3}
+VALUE = {torch.float64: 2.5, torch.float32: 2.2, torch.float16: NEAREST, torch.bfloat16: NEAREST}
+DERIVATIVE = VALUE | {torch.float64: 3.5, torch.float32: 2.9}
 SAVED = ("auto", "derivative", "input", "output")
 
 dtypes = st.sampled_from(oracle.DTYPES)

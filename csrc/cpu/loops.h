@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "half.h"
@@ -21,6 +22,14 @@ Bfloat16Constants constants_of(BFloat16);
 template <class Element>
 using ConstantsOf = decltype(constants_of(Element()));
 
+// Of every bfloat16 the value and the derivative were checked to be the same numbers when halves
+// are rounded up as when they are rounded to even (generate_coefficients.py). Gradients are
+// products with any number.
+template <class T>
+constexpr bool may_round_half_up(Work work) {
+  return std::is_same_v<T, BFloat16> && (work == Work::value || work == Work::value_and_derivative);
+}
+
 // Computes some vectors one after the other, whose latencies the processor overlaps.
 // GCC counts what is inlined here against the loops, and would inline less as functions are added.
 template <class F, Work work, class V, class T, int vectors>
@@ -34,7 +43,14 @@ template <class F, Work work, class V, class T, int vectors>
   }
   for (int v = 0; v < vectors; ++v) compute<F, work, ConstantsOf<T>>(from[v], to[v]);
   for (int v = 0; v < vectors; ++v) {
-    for (int i = 0; i < outputs; ++i) to[v][i].store(out[i] + offset + v * V::size);
+    for (int i = 0; i < outputs; ++i) {
+      T* const to_memory = out[i] + offset + v * V::size;
+      if constexpr (may_round_half_up<T>(work)) {
+        to[v][i].store_half_up(to_memory);
+      } else {
+        to[v][i].store(to_memory);
+      }
+    }
   }
 }
 

@@ -9,10 +9,33 @@ namespace fused_sigmoid::avx2 {
 
 struct Doubles : Registers<double, uint64_t, 32, _mm256_fmadd_pd, _mm256_min_pd, _mm256_max_pd> {
   static Register abs(Register a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
+  // Permutations by three bits are of 32-bit words: one of the entries' low words, one of the high.
+  static Bits entries(const uint64_t (&table)[8], Bits at) {
+    const __m256 first = _mm256_loadu_ps(reinterpret_cast<const float*>(table));
+    const __m256 second = _mm256_loadu_ps(reinterpret_cast<const float*>(table + 4));
+    const __m256i words = _mm256_shuffle_epi32(__m256i(at), _MM_SHUFFLE(2, 2, 0, 0));
+    const __m256i low =
+        _mm256_permutevar8x32_epi32(words_of<_MM_SHUFFLE(2, 0, 2, 0)>(first, second), words);
+    const __m256i high =
+        _mm256_permutevar8x32_epi32(words_of<_MM_SHUFFLE(3, 1, 3, 1)>(first, second), words);
+    return Bits(_mm256_blend_epi32(low, high, 0xaa));
+  }
+
+ private:
+  // Every second word of eight numbers, in their order.
+  template <int which>
+  static __m256i words_of(__m256 first, __m256 second) {
+    const __m256d by_lanes = _mm256_castps_pd(_mm256_shuffle_ps(first, second, which));
+    return __m256i(_mm256_permute4x64_pd(by_lanes, _MM_SHUFFLE(3, 1, 2, 0)));
+  }
 };
 
 struct Floats : Registers<float, uint32_t, 32, _mm256_fmadd_ps, _mm256_min_ps, _mm256_max_ps> {
   static Register abs(Register a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static Bits entries(const uint32_t (&table)[8], Bits at) {
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
+    return Bits(_mm256_permutevar8x32_epi32(all, __m256i(at)));
+  }
   static Register from_float16s(__m128i halves) { return _mm256_cvtph_ps(halves); }
   static __m128i to_float16s(Register a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
   // One register takes the even elements and one the odd, which a shift and a mask tell apart.
@@ -20,14 +43,20 @@ struct Floats : Registers<float, uint32_t, 32, _mm256_fmadd_ps, _mm256_min_ps, _
     to[0] = Register(_mm256_slli_epi32(both, 16));
     to[1] = Register(Bits(both) & 0xffff0000);
   }
+  template <bool half_up>
   static __m256i to_bfloat16s(const Register (&from)[2]) {
-    const __m256i even = _mm256_srli_epi32(__m256i(round_upper(from[0])), 16);
-    return _mm256_blend_epi16(even, __m256i(round_upper(from[1])), 0xaa);
+    const __m256i even = _mm256_srli_epi32(__m256i(round_upper<half_up>(from[0])), 16);
+    return _mm256_blend_epi16(even, __m256i(round_upper<half_up>(from[1])), 0xaa);
   }
-  static Register rounded_to_bfloat16(Register a) { return Register(round_upper(a) & 0xffff0000); }
+  static Register rounded_to_bfloat16(Register a) {
+    return Register(round_upper<false>(a) & 0xffff0000);
+  }
   // The upper halves are rounded to nearest, ties to even: half a last place is added, a bit less
   // to an even number. The lower half of a NaN of bfloat16 numbers is 0, so that it stays one.
-  static Bits round_upper(Register a) { return Bits(a) + 0x7fff + ((Bits(a) >> 16) & 1); }
+  template <bool half_up>
+  static Bits round_upper(Register a) {
+    return Bits(a) + (half_up ? Bits() + 0x8000 : 0x7fff + ((Bits(a) >> 16) & 1));
+  }
 };
 
 using Vectors = VectorsOf<Doubles, Floats, 2>;

@@ -42,15 +42,17 @@ inline Float16 to_float16(float value) {
   return {static_cast<uint16_t>(sign | half)};
 }
 
-template <class Element, class Unsigned>
+template <class Element, class Integer>
 struct Number {
   using Scalar = Element;
   using Register = Element;
-  using Bits = Unsigned;
+  using Bits = Integer;
+  using Unsigned = Integer;
   static Element fma(Element a, Element b, Element c) { return std::fma(a, b, c); }
   static Element abs(Element a) { return std::abs(a); }
   static Element min(Element a, Element b) { return a < b ? a : b; }
   static Element max(Element a, Element b) { return a > b ? a : b; }
+  static Integer entries(const Integer (&table)[8], Integer at) { return table[at & 7]; }
 };
 
 struct Floats : Number<float, uint32_t> {
@@ -58,7 +60,10 @@ struct Floats : Number<float, uint32_t> {
   static Float16 to_float16s(float a) { return to_float16(a); }
   static float from_bfloat16(BFloat16 half) { return bits_as<float>(uint32_t{half.bits} << 16); }
   static void from_bfloat16s(BFloat16 half, float (&to)[1]) { to[0] = from_bfloat16(half); }
-  static BFloat16 to_bfloat16s(const float (&from)[1]) { return to_bfloat16(from[0]); }
+  template <bool>  // It rounds half to even even where half up would do.
+  static BFloat16 to_bfloat16s(const float (&from)[1]) {
+    return to_bfloat16(from[0]);
+  }
   static float rounded_to_bfloat16(float a) { return from_bfloat16(to_bfloat16(a)); }
 };
 

@@ -3,6 +3,8 @@
 // clang-format off
 #pragma once
 
+#include <cstdint>
+
 namespace fused_sigmoid {
 
 struct Float32Constants {
@@ -12,25 +14,34 @@ struct Float32Constants {
   static constexpr float limit = 0x1.ap+6f;
   // 1 / ln 2.
   static constexpr float log2_e = 0x1.715476p+0f;
-  // Adding it rounds to an integer; the low bits are then an exponent field.
-  static constexpr float round_shift = 0x1.8000c2p+23f;
+  // Adding it rounds to a multiple of 1/8, which the low bits then count.
+  static constexpr float round_shift = 0x1.8p+20f;
   // ln 2.
   static constexpr float ln2_high = 0x1.62e43p-1f;
   // What ln2_high lacks of ln 2.
   static constexpr float ln2_low = -0x1.05c61p-29f;
   // What stands above in 1 / (1 + exp(|x|)), scaled.
-  static constexpr float numerator = 0x1.a98p-31f;
+  static constexpr float numerator = 0x1.9fb80cp-31f;
   // What stands below beside the exponential, scaled.
-  static constexpr float summand = 0x1.a98p-31f;
-  // |p(r) / (0.8310546875 exp(r)) - 1| <= 2**-27.916 on |r| <= ln(2)/2, proven.
-  static constexpr float exp[7] = {
-      0x1.a98p-1f,
-      0x1.a98p-1f,
-      0x1.a97ffcp-2f,
-      0x1.1baa08p-3f,
-      0x1.1badaap-5f,
-      0x1.c7cb2p-8f,
-      0x1.2cf5bap-10f,
+  static constexpr float summand = 0x1.9fb80cp-31f;
+  // p(r) = r ((r + exp[0])^2 + exp[1]) + exp[2] is in proportion to exp(r),
+  // within a factor of 1 +- 2**-25.596 on |r| <= ln(2)/16, proven.
+  static constexpr float exp[3] = {
+      0x1.803116p+0f,
+      0x1.dff9c8p+1f,
+      0x1.8021b4p+2f,
+  };
+  // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
+  // which times p(0) is the numerator. Each is off by at most 0.13 ulp.
+  static constexpr uint32_t powers[8] = {
+      0x2f0a8686,
+      0x2f071028,
+      0x2f04bc49,
+      0x2f03a534,
+      0x2f03e795,
+      0x2f05a2b0,
+      0x2f08f89e,
+      0x2f0e0e8e,
   };
 };
 
@@ -41,30 +52,39 @@ struct Float64Constants {
   static constexpr double limit = 0x1.75p+9;
   // 1 / ln 2.
   static constexpr double log2_e = 0x1.71547652b82fep+0;
-  // Adding it rounds to an integer; the low bits are then an exponent field.
-  static constexpr double round_shift = 0x1.80000000003c3p+52;
+  // Adding it rounds to a multiple of 1/8, which the low bits then count.
+  static constexpr double round_shift = 0x1.8p+49;
   // ln 2.
   static constexpr double ln2_high = 0x1.62e42fefa39efp-1;
   // What ln2_high lacks of ln 2.
   static constexpr double ln2_low = 0x1.abc9e3b39803fp-56;
   // What stands above in 1 / (1 + exp(|x|)), scaled.
-  static constexpr double numerator = 0x1.a98p-61;
+  static constexpr double numerator = 0x1.bd70a3d7bdd37p-61;
   // What stands below beside the exponential, scaled.
-  static constexpr double summand = 0x1.a98p-61;
-  // |p(r) / (0.8310546875 exp(r)) - 1| <= 2**-57.494 on |r| <= ln(2)/2, proven.
-  static constexpr double exp[12] = {
-      0x1.a98p-1,
-      0x1.a98p-1,
-      0x1.a98000000001p-2,
-      0x1.1baaaaaaaaa5fp-3,
-      0x1.1baaaaaaa6adbp-5,
-      0x1.c5ddddde038ccp-8,
-      0x1.2e93e95292e4dp-10,
-      0x1.59cd9c77f0585p-13,
-      0x1.59cd46ce88599p-16,
-      0x1.33623250bff25p-19,
-      0x1.ed1c39835bff3p-23,
-      0x1.64ef7f968459bp-26,
+  static constexpr double summand = 0x1.bd70a3d7bdd37p-61;
+  // p(r) = exp[0] + r (exp[1] + r (exp[2] + ... + r exp[7])) is in proportion to exp(r),
+  // within a factor of 1 +- 2**-58.029 on |r| <= ln(2)/16, proven.
+  static constexpr double exp[8] = {
+      0x1.e6666666666a7p+0,
+      0x1.e6666666666a7p+0,
+      0x1.e666666666964p-1,
+      0x1.4444444443c85p-2,
+      0x1.4444443602f41p-4,
+      0x1.0369d053c1ee8p-6,
+      0x1.59e85a3d74c0dp-9,
+      0x1.8b46a1b2f46f7p-12,
+  };
+  // powers[j] + (j << 49) are the bits of a number in proportion to 2^(j/8),
+  // which times p(0) is the numerator. Each is off by at most 0.06 ulp.
+  static constexpr uint64_t powers[8] = {
+      0x3c1d4e25b9fba53f,
+      0x3c1df52653e4f097,
+      0x3c1d6ccdb321b0a8,
+      0x3c1d008a6d0e25e4,
+      0x3c1cb8d1bc36cf4a,
+      0x3c1c98f24a1a9729,
+      0x3c1ca487615d1cd1,
+      0x3c1cdf7fdd478447,
   };
 };
 
@@ -75,24 +95,34 @@ struct Float16Constants {
   static constexpr float limit = 0x1.4p+5f;
   // 1 / ln 2.
   static constexpr float log2_e = 0x1.715476p+0f;
-  // Adding it rounds to an integer; the low bits are then an exponent field.
-  static constexpr float round_shift = 0x1.8000fep+23f;
+  // Adding it rounds to a multiple of 1/8, which the low bits then count.
+  static constexpr float round_shift = 0x1.8p+20f;
   // ln 2.
   static constexpr float ln2_high = 0x1.62e432p-1f;
   // What ln2_high lacks of ln 2.
   static constexpr float ln2_low = 0x0p+0f;
   // What stands above in 1 / (1 + exp(|x|)), scaled.
-  static constexpr float numerator = 0x1.00000ap+0f;
+  static constexpr float numerator = 0x1.9f3b64p-1f;
   // What stands below beside the exponential, scaled.
-  static constexpr float summand = 0x1.fffffep-1f;
-  // |p(r) / exp(r) - 1| <= 2**-19.477 on |r| <= ln(2)/2, proven.
-  static constexpr float exp[6] = {
-      0x1.000012p+0f,
-      0x1.00001p+0f,
-      0x1.fffep-2f,
-      0x1.555ba6p-3f,
-      0x1.575966p-5f,
-      0x1.0fd06p-7f,
+  static constexpr float summand = 0x1.9f3b5p-1f;
+  // p(r) = r ((r + exp[0])^2 + exp[1]) + exp[2] is in proportion to exp(r),
+  // within a factor of 1 +- 2**-22.046 on |r| <= ln(2)/16, proven.
+  static constexpr float exp[3] = {
+      0x1.8018acp+0f,
+      0x1.dfed48p+1f,
+      0x1.80093ap+2f,
+  };
+  // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
+  // which times p(0) is the numerator. Each is off by at most 7.02 ulp.
+  static constexpr uint32_t powers[8] = {
+      0x3e0a65d3,
+      0x3e06ec7e,
+      0x3e049567,
+      0x3e037acc,
+      0x3e03b956,
+      0x3e05703e,
+      0x3e08c193,
+      0x3e0dd293,
   };
 };
 
@@ -103,23 +133,33 @@ struct Bfloat16Constants {
   static constexpr float limit = 0x1.ap+6f;
   // 1 / ln 2.
   static constexpr float log2_e = 0x1.715476p+0f;
-  // Adding it rounds to an integer; the low bits are then an exponent field.
-  static constexpr float round_shift = 0x1.8000c2p+23f;
+  // Adding it rounds to a multiple of 1/8, which the low bits then count.
+  static constexpr float round_shift = 0x1.8p+20f;
   // ln 2.
   static constexpr float ln2_high = 0x1.62e43p-1f;
   // What ln2_high lacks of ln 2.
   static constexpr float ln2_low = 0x0p+0f;
   // What stands above in 1 / (1 + exp(|x|)), scaled.
-  static constexpr float numerator = 0x1p-30f;
+  static constexpr float numerator = 0x1.9f3b64p-31f;
   // What stands below beside the exponential, scaled.
-  static constexpr float summand = 0x1p-30f;
-  // |p(r) / exp(r) - 1| <= 2**-17.162 on |r| <= ln(2)/2, proven.
-  static constexpr float exp[5] = {
-      0x1.ffffe8p-1f,
-      0x1.fff9ccp-1f,
-      0x1.0004e4p-1f,
-      0x1.57e0bcp-3f,
-      0x1.53a0d8p-5f,
+  static constexpr float summand = 0x1.9f3b64p-31f;
+  // p(r) = (r + exp[0])^2 + exp[1] is in proportion to exp(r),
+  // within a factor of 1 +- 2**-17.416 on |r| <= ln(2)/16, proven.
+  static constexpr float exp[2] = {
+      0x1.001712p+0f,
+      0x1.ffc284p-1f,
+  };
+  // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
+  // which times p(0) is the numerator. Each is off by at most 123.75 ulp.
+  static constexpr uint32_t powers[8] = {
+      0x2fcf96d9,
+      0x2fd26159,
+      0x2fd6de93,
+      0x2fd69b44,
+      0x2fd2ca5a,
+      0x2fd01335,
+      0x2fce9024,
+      0x2fce5cc6,
   };
 };
 
@@ -132,23 +172,33 @@ struct Bfloat16ValueConstants {
   static constexpr float upper_limit = 0x1.4p+5f;
   // 1 / ln 2.
   static constexpr float log2_e = 0x1.715476p+0f;
-  // Adding it rounds to an integer; the low bits are then an exponent field.
-  static constexpr float round_shift = 0x1.8000c2p+23f;
+  // Adding it rounds to a multiple of 1/8, which the low bits then count.
+  static constexpr float round_shift = 0x1.8p+20f;
   // ln 2.
   static constexpr float ln2_high = 0x1.62e43p-1f;
   // What ln2_high lacks of ln 2.
   static constexpr float ln2_low = 0x0p+0f;
   // What stands above in 1 / (1 + exp(|x|)), scaled.
-  static constexpr float numerator = 0x1p-30f;
+  static constexpr float numerator = 0x1.9f3b64p-31f;
   // What stands below beside the exponential, scaled.
-  static constexpr float summand = 0x1p-30f;
-  // |p(r) / exp(r) - 1| <= 2**-17.019 on |r| <= ln(2)/2, proven.
-  static constexpr float exp[5] = {
-      0x1.fffff8p-1f,
-      0x1.fff9c4p-1f,
-      0x1.0004dcp-1f,
-      0x1.57e13cp-3f,
-      0x1.53a2e2p-5f,
+  static constexpr float summand = 0x1.9f3b7cp-31f;
+  // p(r) = (r + exp[0])^2 + exp[1] is in proportion to exp(r),
+  // within a factor of 1 +- 2**-15.962 on |r| <= ln(2)/16, proven.
+  static constexpr float exp[2] = {
+      0x1.000772p+0f,
+      0x1.000066p+0f,
+  };
+  // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
+  // which times p(0) is the numerator. Each is off by at most 74.38 ulp.
+  static constexpr uint32_t powers[8] = {
+      0x2fcf9775,
+      0x2fd26159,
+      0x2fd6de93,
+      0x2fd69b43,
+      0x2fd2c9c6,
+      0x2fd0136f,
+      0x2fce9024,
+      0x2fce5cc3,
   };
 };
 

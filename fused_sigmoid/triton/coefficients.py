@@ -1,5 +1,5 @@
 """Constants of 1 / (1 + exp(|x|)) by dtype: the scalars in the order of SCALARS, which
-csrc/numerics/coefficients.h explains, then the polynomial's coefficients.
+csrc/numerics/coefficients.h explains, then the polynomial's; and the table of powers of two.
 
 Written by csrc/numerics/generate_coefficients.py; change that and run it again.
 """
@@ -7,30 +7,52 @@ Written by csrc/numerics/generate_coefficients.py; change that and run it again.
 SCALARS = ("limit", "log2_e", "round_shift", "ln2_high", "ln2_low", "numerator", "summand")
 
 _NUMBERS = {
-    # |p(r) / (0.8310546875 exp(r)) - 1| <= 2**-27.916 on |r| <= ln(2)/2, proven.
+    # p(r) = r ((r + exp[0])^2 + exp[1]) + exp[2] is in proportion to exp(r),
+    # within a factor of 1 +- 2**-25.596 on |r| <= ln(2)/16, proven.
     "float32": """
-        0x1.ap+6 0x1.715476p+0 0x1.8000c2p+23 0x1.62e43p-1 -0x1.05c61p-29 0x1.a98p-31 0x1.a98p-31
-        0x1.a98p-1 0x1.a98p-1 0x1.a97ffcp-2 0x1.1baa08p-3 0x1.1badaap-5 0x1.c7cb2p-8 0x1.2cf5bap-10
+        0x1.ap+6 0x1.715476p+0 0x1.8p+20 0x1.62e43p-1 -0x1.05c61p-29 0x1.9fb80cp-31 0x1.9fb80cp-31
+        0x1.803116p+0 0x1.dff9c8p+1 0x1.8021b4p+2
     """,
-    # |p(r) / (0.8310546875 exp(r)) - 1| <= 2**-57.494 on |r| <= ln(2)/2, proven.
+    # p(r) = exp[0] + r (exp[1] + r (exp[2] + ... + r exp[7])) is in proportion to exp(r),
+    # within a factor of 1 +- 2**-58.029 on |r| <= ln(2)/16, proven.
     "float64": """
-        0x1.75p+9 0x1.71547652b82fep+0 0x1.80000000003c3p+52 0x1.62e42fefa39efp-1
-        0x1.abc9e3b39803fp-56 0x1.a98p-61 0x1.a98p-61 0x1.a98p-1 0x1.a98p-1 0x1.a98000000001p-2
-        0x1.1baaaaaaaaa5fp-3 0x1.1baaaaaaa6adbp-5 0x1.c5ddddde038ccp-8 0x1.2e93e95292e4dp-10
-        0x1.59cd9c77f0585p-13 0x1.59cd46ce88599p-16 0x1.33623250bff25p-19 0x1.ed1c39835bff3p-23
-        0x1.64ef7f968459bp-26
+        0x1.75p+9 0x1.71547652b82fep+0 0x1.8p+49 0x1.62e42fefa39efp-1 0x1.abc9e3b39803fp-56
+        0x1.bd70a3d7bdd37p-61 0x1.bd70a3d7bdd37p-61 0x1.e6666666666a7p+0 0x1.e6666666666a7p+0
+        0x1.e666666666964p-1 0x1.4444444443c85p-2 0x1.4444443602f41p-4 0x1.0369d053c1ee8p-6
+        0x1.59e85a3d74c0dp-9 0x1.8b46a1b2f46f7p-12
     """,
-    # |p(r) / exp(r) - 1| <= 2**-19.477 on |r| <= ln(2)/2, proven.
+    # p(r) = r ((r + exp[0])^2 + exp[1]) + exp[2] is in proportion to exp(r),
+    # within a factor of 1 +- 2**-22.046 on |r| <= ln(2)/16, proven.
     "float16": """
-        0x1.4p+5 0x1.715476p+0 0x1.8000fep+23 0x1.62e432p-1 0x0p+0 0x1.00000ap+0 0x1.fffffep-1
-        0x1.000012p+0 0x1.00001p+0 0x1.fffep-2 0x1.555ba6p-3 0x1.575966p-5 0x1.0fd06p-7
+        0x1.4p+5 0x1.715476p+0 0x1.8p+20 0x1.62e432p-1 0x0p+0 0x1.9f3b64p-1 0x1.9f3b5p-1
+        0x1.8018acp+0 0x1.dfed48p+1 0x1.80093ap+2
     """,
-    # |p(r) / exp(r) - 1| <= 2**-17.162 on |r| <= ln(2)/2, proven.
+    # p(r) = (r + exp[0])^2 + exp[1] is in proportion to exp(r),
+    # within a factor of 1 +- 2**-17.416 on |r| <= ln(2)/16, proven.
     "bfloat16": """
-        0x1.ap+6 0x1.715476p+0 0x1.8000c2p+23 0x1.62e43p-1 0x0p+0 0x1p-30 0x1p-30 0x1.ffffe8p-1
-        0x1.fff9ccp-1 0x1.0004e4p-1 0x1.57e0bcp-3 0x1.53a0d8p-5
+        0x1.ap+6 0x1.715476p+0 0x1.8p+20 0x1.62e43p-1 0x0p+0 0x1.9f3b64p-31 0x1.9f3b64p-31
+        0x1.001712p+0 0x1.ffc284p-1
     """,
 }
 CONSTANTS = {
     dtype: tuple(map(float.fromhex, numbers.split())) for dtype, numbers in _NUMBERS.items()
+}
+
+_BITS = {
+    "float32": """
+        0x2f0a8686 0x2f071028 0x2f04bc49 0x2f03a534 0x2f03e795 0x2f05a2b0 0x2f08f89e 0x2f0e0e8e
+    """,
+    "float64": """
+        0x3c1d4e25b9fba53f 0x3c1df52653e4f097 0x3c1d6ccdb321b0a8 0x3c1d008a6d0e25e4
+        0x3c1cb8d1bc36cf4a 0x3c1c98f24a1a9729 0x3c1ca487615d1cd1 0x3c1cdf7fdd478447
+    """,
+    "float16": """
+        0x3e0a65d3 0x3e06ec7e 0x3e049567 0x3e037acc 0x3e03b956 0x3e05703e 0x3e08c193 0x3e0dd293
+    """,
+    "bfloat16": """
+        0x2fcf96d9 0x2fd26159 0x2fd6de93 0x2fd69b44 0x2fd2ca5a 0x2fd01335 0x2fce9024 0x2fce5cc6
+    """,
+}
+POWERS = {
+    dtype: tuple(int(bits, 16) for bits in powers.split()) for dtype, powers in _BITS.items()
 }

@@ -42,6 +42,7 @@ template <class Division>
 struct Number {
   float v;
   Number(float value) : v(value) {}
+  friend Number operator+(Number a, Number b) { return a.v + b.v; }
   friend Number operator-(Number a, Number b) { return a.v - b.v; }
   friend Number operator*(Number a, Number b) { return a.v * b.v; }
   friend Number operator/(Number a, Number b) { return Division::quotient(a.v, b.v); }
@@ -49,8 +50,9 @@ struct Number {
   friend Number min(Number a, Number b) { return a.v < b.v ? a.v : b.v; }
   friend Number fma(Number a, Number b, Number c) { return std::fma(a.v, b.v, c.v); }
   friend Number fnma(Number a, Number b, Number c) { return std::fma(-a.v, b.v, c.v); }
-  friend Number from_exponent_field(Number shifted) {
-    return bits_as<float>(bits_as<uint32_t>(shifted.v) << 23);
+  friend Number power_of_two(Number shifted, const uint32_t (&powers)[8]) {
+    const uint32_t bits = bits_as<uint32_t>(shifted.v);
+    return bits_as<float>(powers[bits & 7] + (bits << 20));
   }
 };
 
