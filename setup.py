@@ -84,7 +84,7 @@ setup(
                 *("csrc/gpu_launch.cpp", "csrc/layout.cpp", "csrc/operations.cpp"),
                 *("csrc/operators.cpp", "csrc/python.cpp", "csrc/cpu/fresh_memory.cpp"),
                 *("csrc/cpu/instruction_set.cpp", "csrc/cpu/kernels_default.cpp"),
-                "csrc/cpu/strided.cpp",
+                *("csrc/cpu/strided.cpp", "csrc/cpu/streaming.cpp"),
             ],
             depends=[str(path) for path in Path("csrc").rglob("*.h")],
             extra_compile_args=FLAGS,

@@ -12,6 +12,7 @@
 
 #include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
+#include "cpu/streaming.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
@@ -112,6 +113,17 @@ at::Tensor fresh_output(const at::Tensor& like, bool is_contiguous) {
   return output;
 }
 
+// Large outputs are streamed, but not fresh ones, whose pages the system has just zeroed in a
+// cache, nor those written over an input, which was just read into one: either took longer.
+bool is_streamed(at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
+  return std::all_of(outputs.begin(), outputs.end(), [&](const at::Tensor* output) {
+    return output->defined() && static_cast<int64_t>(output->nbytes()) >= streamed_from() &&
+           std::none_of(inputs.begin(), inputs.end(), [&](const at::Tensor* input) {
+             return input->const_data_ptr() == output->const_data_ptr();
+           });
+  });
+}
+
 void walk(const Call& call, at::ArrayRef<Dimension> dims, std::array<char*, most_operands> data) {
   const size_t operands = operands_of(call.work);
   if (dims.size() <= 2) {
@@ -132,7 +144,8 @@ void walk(const Call& call, at::ArrayRef<Dimension> dims, std::array<char*, most
 // Runs a call over tensors of one shape and dtype without TensorIterator, which costs 0.7 us: half
 // of what torch.sigmoid takes for one element. Returns false where that pays, or where torch is to
 // say what is wrong.
-bool run_directly(const Call& call, at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
+bool run_directly(const Call& call, at::ArrayRef<at::Tensor*> outputs, Tensors inputs,
+                  bool streams) {
   const at::Tensor& like = *inputs.back();
   const int64_t count = like.numel();
   const bool is_fresh = !outputs[0]->defined();
@@ -156,7 +169,12 @@ bool run_directly(const Call& call, at::ArrayRef<at::Tensor*> outputs, Tensors i
     for (size_t i = 0; i < outputs.size() && is_fresh; ++i) {
       *outputs[i] = fresh_output(like, like.is_contiguous());
     }
-    call.kernel(call.data().data(), count);
+    const auto data = call.data();
+    if (streams) {
+      run_streamed(call.kernel, call.work, call.item, data.data(), count);
+    } else {
+      call.kernel(data.data(), count);
+    }
     return true;
   }
 
@@ -224,6 +242,7 @@ void run_on_cpu(KernelNumber number, const std::string& name, at::ArrayRef<at::T
   const auto kernel_for = [&](at::ScalarType dtype) {
     return selected_kernels().get(number, kernel_dtype(dtype, name));
   };
+  const bool streams = is_streamed(outputs, inputs);
   if (has_kernel_dtype(*inputs.back())) {
     Call call{kernel_for(inputs.back()->scalar_type()),
               number.work,
@@ -231,7 +250,7 @@ void run_on_cpu(KernelNumber number, const std::string& name, at::ArrayRef<at::T
               {}};
     std::copy(inputs.begin(), inputs.end(),
               std::copy(outputs.begin(), outputs.end(), call.operands.begin()));
-    if (run_directly(call, outputs, inputs)) return;
+    if (run_directly(call, outputs, inputs, streams)) return;
   }
   auto iter = iterator_over(outputs, inputs);
   for (size_t i = 0; i < outputs.size(); ++i) {
@@ -242,8 +261,14 @@ void run_on_cpu(KernelNumber number, const std::string& name, at::ArrayRef<at::T
   const Kernel kernel = kernel_for(iter.common_dtype());
   const int64_t item = static_cast<int64_t>(c10::elementSize(iter.common_dtype()));
   const FloatingPointMode mode;
+  const size_t operands = operands_of(number.work);
   iter.for_each([&](char** data, const int64_t* strides, int64_t length, int64_t count) {
-    mode.run([&] { run_strided(kernel, number.work, item, data, strides, length, count); });
+    const bool is_dense = count == 1 && std::all_of(strides, strides + operands,
+                                                    [&](int64_t bytes) { return bytes == item; });
+    mode.run([&] {
+      if (streams && is_dense) return run_streamed(kernel, number.work, item, data, length);
+      run_strided(kernel, number.work, item, data, strides, length, count);
+    });
   });
   iter.cast_outputs();
   for (size_t i = 0; i < outputs.size(); ++i) {

@@ -1,5 +1,6 @@
 // The binding. What the public functions call on every eager call takes its arguments positionally,
 // and returns None where the call needs another route than the kernels.
+#include <ATen/Parallel.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <Python.h>
 #include <torch/csrc/Dtype.h>
@@ -12,6 +13,7 @@
 #include "consumers.h"
 #include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
+#include "cpu/streaming.h"
 #include "gpu_launch.h"
 #include "layout.h"
 #include "operators.h"
@@ -194,6 +196,21 @@ py::object gpu_call(size_t number, const std::vector<at::Tensor>& tensors) {
   return py::make_tuple(static_cast<int>(call->layout), call->wide, py::tuple(py::cast(numbers)));
 }
 
+// What the benchmark times beside copy_: the same copy by non-temporal stores, on torch's threads.
+void copy_tensor_streamed(const at::Tensor& to, const at::Tensor& from) {
+  TORCH_CHECK_VALUE(to.is_cpu() && from.is_cpu() && to.is_contiguous() && from.is_contiguous() &&
+                        to.nbytes() == from.nbytes(),
+                    "copy_streamed is for contiguous tensors of a CPU, of as many bytes each");
+  const py::gil_scoped_release no_gil;
+  char* const target = static_cast<char*>(to.mutable_data_ptr());
+  const char* const source = static_cast<const char*>(from.const_data_ptr());
+  constexpr int64_t fewest_bytes = 1 << 17;  // of a thread, about as many as of copy_'s
+  at::parallel_for(0, static_cast<int64_t>(to.nbytes()), fewest_bytes,
+                   [&](int64_t begin, int64_t end) {
+                     copy_streamed(target + begin, source + begin, end - begin);
+                   });
+}
+
 }  // namespace
 }  // namespace fused_sigmoid
 
@@ -234,4 +251,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("instruction_set", [] { return selected_kernels().instruction_set; });
   module.def("instruction_sets", [] { return py::tuple(py::cast(instruction_sets())); });
   module.def("select_instruction_set", select_instruction_set);
+  module.def("streamed_from", streamed_from);
+  module.def("set_streamed_from", set_streamed_from);
+  module.def("streamed_runs", streamed_runs);
+  module.def("copy_streamed", copy_tensor_streamed);
 }

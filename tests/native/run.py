@@ -84,6 +84,7 @@ def build(name: str, variant: Variant, csrc: Path) -> Path:
     sources = {
         csrc / "cpu/instruction_set.cpp": variant.kernel_flags,
         csrc / "cpu/kernels_default.cpp": variant.kernel_flags,
+        csrc / "cpu/streaming.cpp": variant.kernel_flags,
         csrc / "cpu/strided.cpp": variant.kernel_flags,
         Path(__file__).parent / f"{variant.driver}.cpp": variant.driver_flags,
     }

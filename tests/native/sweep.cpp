@@ -1,8 +1,8 @@
 // Every kernel of every instruction set over every length from 0 to 257 and around the block of
 // the strided loop, at every misalignment from 0 to 63 bytes, flush with a guard page before and
-// behind, in place and not, dense, strided and in rows. Every result is compared with a computation
-// in long double, and bit by bit with the other instruction sets and placements. Prints how much it
-// ran.
+// behind, in place and not, dense, strided and in rows; and streamed past the caches. Every result
+// is compared with a computation in long double, and bit by bit with the other instruction sets and
+// placements. Prints how much it ran.
 #include <random>
 
 #include "trial.h"
@@ -126,6 +126,7 @@ class Sweep {
       strided(tried, pool);
       rows(tried, pool);
       tried.row_length = 0;
+      streamed(tried, pool);
     }
     nothing(table, pool.dtype, work);
   }
@@ -214,6 +215,17 @@ class Sweep {
         }
       }
     }
+  }
+
+  // Dense operands, in blocks of 2 KiB, whose outputs begin and end anywhere in a line.
+  void streamed(Case& tried, Pool& pool) {
+    std::fill_n(tried.strides, most_operands, format_of(pool.dtype).bytes);
+    tried.is_streamed = true;
+    for (int64_t count : {0, 1, 31, 32, 33, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1300}) {
+      tried.count = count;
+      for (int repeat = 0; repeat < 64; ++repeat) anywhere(tried, pool);
+    }
+    tried.is_streamed = false;
   }
 
   // Other lengths for each combination of strides, the short ones more often.

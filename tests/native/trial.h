@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cpu/streaming.h"
 #include "reference.h"
 
 #ifdef FUSED_SIGMOID_TRIAL_ASAN
@@ -43,6 +44,8 @@ struct Case {
   int64_t row_strides[most_operands] = {};
   // The output that is an input's memory, or -1: place and stride are then the input's.
   int aliased_output = -1, aliased_input = -1;
+  // Written past the caches; the operands are then dense.
+  bool is_streamed = false;
 };
 
 inline void print(const Case& tried, FILE* to) {
@@ -64,6 +67,7 @@ inline void print(const Case& tried, FILE* to) {
   if (tried.aliased_output >= 0) {
     std::fprintf(to, "; output %d is input %d", tried.aliased_output, tried.aliased_input);
   }
+  if (tried.is_streamed) std::fprintf(to, "; streamed");
   std::fprintf(to, "\n");
 }
 
@@ -202,6 +206,7 @@ class Trial {
     const int64_t item = format_of(tried.dtype).bytes;
     const bool is_dense = std::all_of(tried.strides, tried.strides + operands,
                                       [&](int64_t stride) { return stride == item; });
+    if (tried.is_streamed) return run_streamed(kernel, tried.work, item, data, tried.count);
     if (tried.row_length == 0 && is_dense) return kernel(data, tried.count);
     int64_t strides[2 * most_operands];
     std::copy(tried.strides, tried.strides + operands, strides);
