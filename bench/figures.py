@@ -43,7 +43,7 @@ from bench import (
     sweep,
     wrong_labels,
 )
-from bench.results import COPY, OURS, Cell, Result, Row
+from bench.results import COPIES, COPY, OURS, STREAMED_COPY, Cell, Result, Row
 
 # One colour a peer in every picture (Okabe and Ito's set, told apart by the colour-blind too).
 COLOURS = {
@@ -58,8 +58,9 @@ COLOURS = {
     "saved=input": "#009E73",
     "saved=output": "#CC79A7",
     COPY: "#777777",
+    STREAMED_COPY: "#AAAAAA",
 }
-MARKERS = {OURS: "o", COPY: ""}
+MARKERS = {OURS: "o", COPY: "", STREAMED_COPY: ""}
 # As bench.works has them; figures are drawn where torch, on which that depends, is not.
 WORK_TITLES = {
     "forward": "forward, out= given",
@@ -132,7 +133,7 @@ def draw(found: Sequence[Result], folder: Path) -> list[Path]:
         title = f"{dtype}\n{name}, {place.partition(', ')[2]}"
         written.append(folder / f"time-{slug}.png")
         _save(_time_per_element(rows, title), written[-1])
-        if any(row.peer != COPY for row in rows):
+        if any(row.peer not in COPIES for row in rows):
             written.append(folder / f"speed-{slug}.png")
             _save(_speed(rows, title), written[-1])
     return written
@@ -153,7 +154,7 @@ def _time_per_element(rows: list[Row], title: str) -> Figure:
                 times,
                 color=COLOURS.get(peer),
                 marker=MARKERS.get(peer, "."),
-                linestyle="--" if peer == COPY else "-",
+                linestyle="--" if peer in COPIES else "-",
                 linewidth=2.2 if peer == OURS else 1.4,
                 zorder=3 if peer == OURS else 2,
                 label=_label(peer),
@@ -168,7 +169,7 @@ def _time_per_element(rows: list[Row], title: str) -> Figure:
 
 
 def _speed(rows: list[Row], title: str) -> Figure:
-    rows = [row for row in rows if row.peer != COPY]
+    rows = [row for row in rows if row.peer not in COPIES]
     figure, panels = _panels(rows)
     for panel, cell_rows in panels:
         sizes = sorted({row.cell.size for row in cell_rows})
@@ -266,7 +267,7 @@ def _size_axis(panel: Axes, sizes: Iterable[int]) -> None:
 
 
 def _label(peer: str) -> str:
-    return f"{COPY} of as many bytes" if peer == COPY else peer
+    return f"{peer} of as many bytes" if peer in COPIES else peer
 
 
 def _finish(figure: Figure, title: str) -> None:

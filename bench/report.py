@@ -12,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench import roofline
-from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread
+from bench.results import COPIES, COPY, OURS, STREAMED_COPY, Cell, Result, Row, Skip, Spread
 
 PREFIXES = ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
 
@@ -119,7 +119,7 @@ def _covered(skips: Sequence[Skip]) -> str:
 
 def markdown_speed(rows: Sequence[Row]) -> str:
     """Peer / ours for every size, one column a peer."""
-    rows = [row for row in rows if row.peer != COPY]
+    rows = [row for row in rows if row.peer not in COPIES]
     peers = list(dict.fromkeys(row.peer for row in rows))
     lines: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
@@ -133,6 +133,7 @@ def markdown_roofline(rows: Sequence[Row]) -> str:
     """Time of ours, bytes a second, how much of a copy's speed that is, and what binds it."""
     lines: dict[tuple[Any, ...], dict[str, str]] = {}
     shares = roofline.shares(rows)
+    streamed = roofline.streamed_fractions(rows)
     for row in rows:
         if row.peer != COPY:
             continue
@@ -141,13 +142,15 @@ def markdown_roofline(rows: Sequence[Row]) -> str:
             "ours": seconds_text(row.ours.median),
             "GB/s": f"{row.gigabytes_per_second:.3g}",
             "of copy_": _percent(row.copy_fraction),
+            f"of {STREAMED_COPY}": _percent(streamed.get(row.cell)),
             "of fastest size": _percent(share.arithmetic),
             "page faults": "" if row.page_faults is None else f"{row.page_faults:,.0f}",
             "binds": share.binds,
         }
-    columns = ["ours", "GB/s", "of copy_", "of fastest size", "page faults", "binds"]
-    if not any(line["page faults"] for line in lines.values()):
-        columns.remove("page faults")
+    columns = list(next(iter(lines.values()), ()))
+    for optional in (f"of {STREAMED_COPY}", "page faults"):
+        if not any(line[optional] for line in lines.values()):
+            columns.remove(optional)
     return _markdown(lines, columns, {})
 
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 SCHEMA = 2
 OURS = "fused_sigmoid"
 COPY = "copy_"
+STREAMED_COPY = "copy, non-temporal"
+COPIES = (COPY, STREAMED_COPY)
 
 
 @dataclass(frozen=True)

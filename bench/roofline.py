@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from bench.results import COPY, Cell, Row
+from bench.results import COPY, STREAMED_COPY, Cell, Row
 
 # Up to here a call's fixed cost is all there is: a vector or two of arithmetic.
 LARGEST_OVERHEAD_SIZE = 64
@@ -44,24 +44,33 @@ class Shares:
         return PAGE_FAULTS if self.page_faults >= 1 else NOTHING
 
 
+def streamed_fractions(rows: Sequence[Row]) -> dict[Cell, float]:
+    """How much of the speed of a copy past the caches ours has, where there is one beside it."""
+    return {row.cell: row.ratio.median for row in rows if row.peer == STREAMED_COPY}
+
+
 def shares(rows: Sequence[Row]) -> dict[Cell, Shares]:
     """Of every cell with a copy beside it: the plateau is the fewest ns per element at any size of
-    the same work, the overhead the time of the smallest."""
+    the same work, the overhead the time of the smallest, memory what the faster copy takes."""
+    streamed = streamed_fractions(rows)
     copies = [row for row in rows if row.peer == COPY]
     stories: dict[Cell, list[Row]] = {}
     for row in copies:
         stories.setdefault(replace(row.cell, size=0), []).append(row)
-    return {row.cell: _shares(row, stories[replace(row.cell, size=0)]) for row in copies}
+    return {
+        row.cell: _shares(row, stories[replace(row.cell, size=0)], streamed.get(row.cell))
+        for row in copies
+    }
 
 
-def _shares(row: Row, story: Iterable[Row]) -> Shares:
+def _shares(row: Row, story: Iterable[Row], streamed: float | None) -> Shares:
     times = {other.cell.size: other.ours.median for other in story}
-    seconds, size = row.ours.median, row.cell.size
+    seconds, size, copy = row.ours.median, row.cell.size, row.copy_fraction
     smallest = min(times)
     plateau = min(time / elements for elements, time in times.items())
     return Shares(
         overhead=times[smallest] / seconds if smallest <= LARGEST_OVERHEAD_SIZE else None,
         arithmetic=plateau * size / seconds,
-        memory=row.copy_fraction,
+        memory=copy if copy is None or streamed is None else min(copy, streamed),
         page_faults=row.page_faults,
     )

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bench import machine, results
 from bench.peers import PEERS, Bind, CannotRunError, Copy, FusedSigmoid, OwnProcess, Peer
 from bench.report import cell_text
-from bench.results import COPY, OURS, Cell, Result, Row, Skip, Task
+from bench.results import COPIES, COPY, OURS, Cell, Result, Row, Skip, Task
 from bench.timing import (
     Effort,
     Sampler,
@@ -245,7 +245,7 @@ def _measure_cell(task: Task, session: Session) -> Iterator[Row | Skip]:
             if not session.deadline.allows(_cost(cell, peer, result)):
                 raise CannotRunError(session.past_limit())
             if sets is None:
-                sets = _buffers(cell, COPY in task.peers)
+                sets = _buffers(cell, not set(COPIES).isdisjoint(task.peers))
                 ours = FusedSigmoid().prepare(cell)
                 _check(cell, sets[0], FusedSigmoid(), ours)
             assert ours is not None
@@ -292,7 +292,7 @@ def _measure_row(
         pairing = measure_pair(*samplers, patience.again)
     copy_seconds: float | None = None
     copy_fraction: float | None = None
-    if isinstance(peer, Copy):
+    if peer.name == COPY:
         copy_seconds, copy_fraction = pairing.theirs.median, pairing.ratio.median
     elif copy is not None:
         copy_seconds, copy_fraction = copy.copy_seconds, copy.copy_fraction

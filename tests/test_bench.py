@@ -36,8 +36,8 @@ from bench import (  # noqa: E402
     sweep,
     works,
 )
-from bench.peers import PEERS, FusedSigmoid, TorchEager  # noqa: E402
-from bench.results import COPY, OURS, Cell, Result, Row, Skip, Spread, Task  # noqa: E402
+from bench.peers import PEERS, FusedSigmoid, StreamedCopy, TorchEager  # noqa: E402
+from bench.results import COPY, OURS, STREAMED_COPY, Cell, Result, Row, Skip, Spread, Task  # noqa: E402
 from bench.timing import (  # noqa: E402
     Effort,
     Pairing,
@@ -617,6 +617,25 @@ def test_what_binds_is_what_explains_the_time(
     assert roofline.shares(rows)[rows[-1].cell].binds == binds
 
 
+def test_the_faster_of_two_copies_is_the_roofline() -> None:
+    large = replace(CELL, size=2**24)
+    copied = replace(row(COPY, 1e-2, 9e-3, large), copy_fraction=0.9)
+    small = replace(row(COPY, 4e-7, 2e-7, CELL), copy_fraction=0.5)
+    assert roofline.shares([small, copied])[large].binds == "memory bandwidth"
+    streamed = row(STREAMED_COPY, 1e-2, 6e-3, large)
+    share = roofline.shares([small, copied, streamed])[large]
+    assert (share.memory, share.binds) == (0.6, "none of the measured")
+    lines = report.markdown_roofline([small, copied, streamed]).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[4:6]] == [
+        "of copy_",
+        "of copy, non-temporal",
+    ]
+    shown = [[cell.strip() for cell in line.split("|")[4:6]] for line in lines[2:]]
+    assert shown == [["50 %", ""], ["90 %", "60 %"]]
+    assert "60 %" not in report.markdown_roofline([small, copied])
+    assert report.markdown_speed([copied, streamed, row("torch", 1, 2, large)]).count("|") == 12
+
+
 def test_two_results_are_compared_row_by_row_the_worst_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -641,6 +660,26 @@ def test_two_results_are_compared_row_by_row_the_worst_first(
 def torch_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bench's own behaviour, whatever state the library is in."""
     monkeypatch.setattr(FusedSigmoid, "prepare", lambda self, cell: TorchEager().prepare(cell))
+
+
+@pytest.mark.usefixtures("torch_as_ours")
+def test_the_copy_past_the_caches_is_for_large_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "avx2" not in extension.instruction_sets():
+        pytest.skip("this device runs no AVX2")
+    monkeypatch.setattr(StreamedCopy, "smallest_bytes", 4_000_000)
+    arguments = [*SMALL_RUN, "--work", "forward", "--peers", STREAMED_COPY]
+    arguments += ["--sizes", "1Ki", "1Mi", "--no-pictures", "--output", str(tmp_path)]
+    assert command_line.main(arguments) == 0
+    found = results.read(tmp_path / "result.json")
+    assert [(r.cell.size, r.peer) for r in found.rows] == [
+        (2**10, COPY),
+        (2**20, COPY),
+        (2**20, STREAMED_COPY),
+    ]
+    assert [(s.cell.size, s.peer) for s in found.skips] == [(2**10, STREAMED_COPY)]
+    assert found.rows[1].copy_seconds == found.rows[2].copy_seconds
 
 
 @pytest.mark.usefixtures("torch_as_ours")
