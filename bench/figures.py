@@ -53,6 +53,8 @@ COLOURS = {
     "torch+thp": "#56B4E9",
     "onnxruntime": "#CC79A7",
     "scipy": "#B8860B",
+    "numexpr": "#8B5A2B",
+    "jax": "#2F4F4F",
     "flag_gems": "#7B5EA7",
     "saved=derivative": "#0072B2",
     "saved=input": "#009E73",

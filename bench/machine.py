@@ -31,6 +31,8 @@ PACKAGES = (
     "onnxruntime",
     "onnx",
     "flag_gems",
+    "numexpr",
+    "jax",
 )
 # Settings that change what is measured: of ours, of OpenMP's threads, of the allocator.
 SETTINGS = ("FUSED_SIGMOID_", "OMP_", "GOMP_", "KMP_", "MKL_NUM", "THP_", "MALLOC_", "LD_PRELOAD")

@@ -8,6 +8,7 @@ for what runs here.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -218,6 +219,63 @@ class Scipy(Peer):
         return lambda buffers: partial(expit, buffers.input.numpy())
 
 
+class NumExpr(Peer):
+    """NumPy expressions in blocks that stay in a cache; exp is libm's, or MKL's where numexpr was
+    built with it."""
+
+    name = "numexpr"
+    package = "numexpr"
+
+    def prepare(self, cell: Cell) -> Bind:
+        self.require(cell, ("cpu",), ("forward", "forward-fresh"))
+        self.require_contiguous(cell)
+        if cell.dtype not in ("float32", "float64"):
+            raise CannotRunError(f"numexpr has no {cell.dtype}")
+        import numexpr
+
+        numexpr.set_num_threads(cell.threads)
+        sigmoid = partial(numexpr.evaluate, "1 / (1 + exp(-x))", global_dict={})
+
+        def bind(buffers: Buffers) -> Call:
+            given = {"local_dict": {"x": buffers.input.numpy()}}
+            if cell.work == "forward":
+                return partial(sigmoid, **given, out=buffers.value.numpy())
+            return partial(sigmoid, **given)
+
+        return bind
+
+
+class Jax(Peer):
+    """What XLA compiles for a CPU. Its outputs are always fresh; a call waits for them."""
+
+    name = "jax"
+    package = "jax"
+
+    def prepare(self, cell: Cell) -> Bind:
+        self.require(cell, ("cpu",), ("forward-fresh", "pair"))
+        self.require_contiguous(cell)
+        if cell.threads > 1:
+            raise CannotRunError("XLA's threads are chosen when its process starts: one here")
+        # Both are read once, when JAX first computes.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ.setdefault("NPROC", "1")
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+
+        def pair(values: Any) -> tuple[Any, Any]:
+            output = jax.nn.sigmoid(values)
+            return output, output * (1 - output)
+
+        compiled = jax.jit(pair if cell.work == "pair" else jax.nn.sigmoid)
+
+        def bind(buffers: Buffers) -> Call:
+            values = jax.dlpack.from_dlpack(buffers.input)
+            return lambda: jax.block_until_ready(compiled(values))
+
+        return bind
+
+
 class OwnProcess(Peer):
     """torch, and ours beside it, in a process with settings that are read at its start: bench.runs
     starts it."""
@@ -273,6 +331,8 @@ PEERS: dict[str, Peer] = {
         TorchEager(),
         OnnxRuntime(),
         Scipy(),
+        NumExpr(),
+        Jax(),
         FlagGems(),
         TorchHugePages(),
         TorchAvx2(),

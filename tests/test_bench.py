@@ -36,7 +36,7 @@ from bench import (  # noqa: E402
     sweep,
     works,
 )
-from bench.peers import PEERS, FusedSigmoid, StreamedCopy, TorchEager  # noqa: E402
+from bench.peers import PEERS, CannotRunError, FusedSigmoid, StreamedCopy, TorchEager  # noqa: E402
 from bench.results import COPY, OURS, STREAMED_COPY, Cell, Result, Row, Skip, Spread, Task  # noqa: E402
 from bench.timing import (  # noqa: E402
     Effort,
@@ -249,6 +249,30 @@ def test_a_right_result_passes_the_guard(work: str, dtype: str) -> None:
     cell = replace(CELL, work=work, dtype=dtype)
     buffers = works.make_buffers(work, cell.size, dtype, "cpu")
     call = TorchEager().prepare(cell)(buffers)
+    assert works.wrongness(work, buffers, call()) is None
+
+
+@pytest.mark.parametrize("work", ["forward", "forward-fresh", "pair"])
+@pytest.mark.parametrize("dtype", list(works.DTYPES))
+@pytest.mark.parametrize("peer", ["scipy", "onnxruntime", "numexpr", "jax"])
+def test_optional_peers_compute_a_sigmoid_or_say_why_not(peer: str, dtype: str, work: str) -> None:
+    if PEERS[peer].package:
+        pytest.importorskip(PEERS[peer].package)
+    cell = replace(CELL, work=work, dtype=dtype)
+    bind, reason = None, ""
+    try:
+        bind = PEERS[peer].prepare(cell)
+    except CannotRunError as refusal:
+        reason = str(refusal)
+    if bind is None:
+        assert f"has no {work}" in reason or dtype in reason
+        return
+    buffers = works.make_buffers(work, cell.size, dtype, "cpu")
+    call = bind(buffers)
+    assert works.wrongness(work, buffers, call()) is None
+    if work == "forward":
+        assert works.wrongness(work, buffers, buffers.value) is None
+    buffers.input.add_(1)  # what was computed once must not be taken again
     assert works.wrongness(work, buffers, call()) is None
 
 
