@@ -152,7 +152,8 @@ part build 130 4 bash -c build
 cp fused_sigmoid/_C_torch_*.so "$results/" 2>/dev/null
 part info 30 12 "$python" -m fused_sigmoid info
 
-tests=("$python" -m pytest -q -n 6 --maxfail=30 -p no:cacheprovider -m gpu tests/test_gpu_launch.py tests/test_gpu_bench.py tests/test_modes.py tests/test_company_gpu.py)
+# The longest first, so that no worker is left with one.
+tests=("$python" -m pytest -q -n 12 --maxfail=30 -p no:cacheprovider --durations 5 -m gpu tests/test_gpu_bench.py tests/test_gpu_launch.py tests/test_modes.py tests/test_company_gpu.py)
 bench=("$python" -m bench --device cuda --no-progress --no-pictures --row-seconds 0.2 --sample-seconds 0.0005)
 if [ -z "$gpu" ]; then
   skip "the rest" "torch sees no CUDA device"

@@ -141,6 +141,15 @@ void walk(const Call& call, at::ArrayRef<Dimension> dims, std::array<char*, most
   }
 }
 
+// Up to so many elements one thread computes a call, as torch's operations have it: to wake another
+// takes as long as it saves. A Zen 5 computes so fast that this is so for longer
+// (docs/performance.md); where more are computed, each thread gets as many as torch's.
+int64_t most_of_one_thread(Work work) {
+  static const bool on_zen5 = is_zen5();
+  if (!on_zen5) return at::internal::GRAIN_SIZE;
+  return inputs_of(work) == 1 ? int64_t{96} << 10 : int64_t{256} << 10;
+}
+
 // Runs a call over tensors of one shape and dtype without TensorIterator, which costs 0.7 us: half
 // of what torch.sigmoid takes for one element. Returns false where that pays, or where torch is to
 // say what is wrong.
@@ -149,8 +158,8 @@ bool run_directly(const Call& call, at::ArrayRef<at::Tensor*> outputs, Tensors i
   const at::Tensor& like = *inputs.back();
   const int64_t count = like.numel();
   const bool is_fresh = !outputs[0]->defined();
-  const bool is_one_part =
-      count <= at::internal::GRAIN_SIZE || at::get_num_threads() == 1 || at::in_parallel_region();
+  const bool is_one_part = count <= most_of_one_thread(call.work) || at::get_num_threads() == 1 ||
+                           at::in_parallel_region();
   if (!is_one_part || count == 0) return false;
 
   bool is_dense = like.is_non_overlapping_and_dense(), has_one_stride = true;

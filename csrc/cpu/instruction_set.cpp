@@ -72,6 +72,19 @@ std::atomic<const KernelTable*>& selected() {
 
 const KernelTable& selected_kernels() { return *selected().load(std::memory_order_relaxed); }
 
+bool is_zen5() {
+#ifdef FUSED_SIGMOID_X86
+  unsigned int a = 0, vendor = 0, c = 0, d = 0, version = 0, unused = 0;
+  if (__get_cpuid(0, &a, &vendor, &c, &d) == 0 || __get_cpuid(1, &version, &unused, &c, &d) == 0) {
+    return false;
+  }
+  const unsigned int family = ((version >> 8) & 0xf) + ((version >> 20) & 0xff);
+  return vendor == signature_AMD_ebx && family == 0x1a;
+#else
+  return false;
+#endif
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const KernelTable* table : runnable_kernels()) names.emplace_back(table->instruction_set);

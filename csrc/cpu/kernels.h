@@ -37,6 +37,9 @@ std::vector<std::string> instruction_sets();
 // while kernels run. Throws std::invalid_argument like selected_kernels().
 void select_instruction_set(const std::string& name);
 
+// Whether this is a processor of AMD's that has what is called Zen 5.
+bool is_zen5();
+
 // Runs the kernel of a work over `count` rows of `length` elements of `item` bytes. `strides` holds
 // the operands' strides within a row, outputs first, then those from row to row, all in bytes.
 void run_strided(Kernel kernel, Work work, int64_t item, char* const* data, const int64_t* strides,

@@ -6,7 +6,6 @@
 #include <limits>
 
 #ifdef FUSED_SIGMOID_X86
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -18,20 +17,7 @@ namespace {
 constexpr int64_t block_bytes = 2048;
 constexpr int64_t line_bytes = 64;
 
-// The family that AMD gave to Zen 5, which gains (docs/performance.md); Zen 3 and Zen 4 lose.
-bool is_zen5() {
-#ifdef FUSED_SIGMOID_X86
-  unsigned a = 0, vendor = 0, c = 0, d = 0, version = 0, unused = 0;
-  if (!__get_cpuid(0, &a, &vendor, &c, &d) || !__get_cpuid(1, &version, &unused, &c, &d)) {
-    return false;
-  }
-  const unsigned family = ((version >> 8) & 0xf) + ((version >> 20) & 0xff);
-  return vendor == signature_AMD_ebx && family == 0x1a;
-#else
-  return false;
-#endif
-}
-
+// A Zen 5 gains (docs/performance.md); Zen 3 and Zen 4 lose.
 std::atomic<int64_t>& threshold() {
   static std::atomic<int64_t> bytes{is_zen5() ? int64_t{64} << 20
                                               : std::numeric_limits<int64_t>::max()};
