@@ -73,8 +73,8 @@ FLOAT32 = Format("float32", "f", 24, 3, 104, 30, 0.811)
 FLOAT64 = Format("float64", "d", 53, 7, 746, 60, 0.87)
 
 # A half needs 11 or 8 bits: ln 2 in one piece is enough, and a shorter polynomial for bfloat16.
-# What remains are the results so near the middle between two halves that the float32 result falls on
-# the middle itself or beyond; there the last places of the constants decide.
+# What remains are the results so near the middle between two halves that the float32 result falls
+# on the middle itself or beyond; there the last places of the constants decide.
 HALVES = (
     # No smooth error can be right everywhere: below x = 0.011 the small one of the two results, t,
     # must come out too large, at 0.6914 the derivative too small. A larger table and a smaller
@@ -612,9 +612,7 @@ CONSTANTS = {{
 _BITS = {{
 {bits}
 }}
-POWERS = {{
-    dtype: tuple(int(bits, 16) for bits in powers.split()) for dtype, powers in _BITS.items()
-}}
+POWERS = {{dtype: tuple(int(b, 16) for b in bits.split()) for dtype, bits in _BITS.items()}}
 '''
 
 

@@ -53,6 +53,4 @@ _BITS = {
         0x2fcf96d9 0x2fd26159 0x2fd6de93 0x2fd69b44 0x2fd2ca5a 0x2fd01335 0x2fce9024 0x2fce5cc6
     """,
 }
-POWERS = {
-    dtype: tuple(int(bits, 16) for bits in powers.split()) for dtype, powers in _BITS.items()
-}
+POWERS = {dtype: tuple(int(b, 16) for b in bits.split()) for dtype, bits in _BITS.items()}
