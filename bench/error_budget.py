@@ -15,6 +15,7 @@ import math
 import runpy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 GENERATOR = Path(__file__).resolve().parents[1] / "csrc/numerics/generate_coefficients.py"
 
-# In the order of the kernel: two errors of the method, then what each rounding yields.
+# In the order of the kernel: three errors of the method, then what each rounding yields.
 APPROXIMATION = "the polynomial instead of exp(r)"
 LN2_PIECES = "ln 2 in two pieces"
+TABLE = "the table's entries"
 REDUCTION = "r, by the second fma"
 INNER_STEPS = "inner steps of the polynomial"
 LAST_STEP = "last step of the polynomial"
@@ -38,7 +40,7 @@ DENOMINATOR = "denominator"
 QUOTIENT = "quotient t"
 COMPLEMENT = "1 - t"
 DERIVATIVE = "t - t²"
-OF_T = (APPROXIMATION, LN2_PIECES, REDUCTION, INNER_STEPS, LAST_STEP, DENOMINATOR, QUOTIENT)
+OF_T = (APPROXIMATION, LN2_PIECES, TABLE, REDUCTION, INNER_STEPS, LAST_STEP, DENOMINATOR, QUOTIENT)
 TERMS = (*OF_T, COMPLEMENT, DERIVATIVE)
 TOTAL = "all together"
 
@@ -67,10 +69,21 @@ class Term:
     seen: Errors
 
 
-def constant(dtype: str, name: str) -> Any:
-    """A scalar by its name, or the polynomial's coefficients as "exp"."""
-    numbers, names = coefficients.CONSTANTS[dtype], coefficients.SCALARS
-    return numbers[len(names) :] if name == "exp" else numbers[names.index(name)]
+@cache
+def generated(dtype: str) -> Any:
+    """The constants of the kernels, as the generator's class that knows their errors."""
+    generator = runpy.run_path(str(GENERATOR))
+    numbers = list(map(mpf, coefficients.CONSTANTS[dtype]))
+    scalars = dict(zip(coefficients.SCALARS, numbers, strict=False))
+    step = 2 ** (PRECISION[dtype] - 4)
+    bits = [power + j * step for j, power in enumerate(coefficients.POWERS[dtype])]
+    table = np.array(bits, np.uint32 if dtype == "float32" else np.uint64).view(dtype)
+    return generator["Constants"](
+        generator[dtype.upper()],
+        list(map(mpf, table.tolist())),
+        numbers[len(scalars) :],
+        *(scalars[name] for name in ("ln2_high", "ln2_low", "numerator", "summand")),
+    )
 
 
 def results(x: Float32, rounded: frozenset[str]) -> list[Float64]:
@@ -79,24 +92,28 @@ def results(x: Float32, rounded: frozenset[str]) -> list[Float64]:
     def keep(name: str, values: Float64) -> Float64:
         return values.astype(np.float32).astype(np.float64) if name in rounded else values
 
+    constants = generated("float32")
     a = x.astype(np.float64)
-    exp = constant("float32", "exp")
-    high, low = constant("float32", "ln2_high"), constant("float32", "ln2_low")
-    shift, summand = constant("float32", "round_shift"), constant("float32", "summand")
+    high, low, summand = map(float, (constants.ln2_high, constants.ln2_low, constants.summand))
+    log2_e, shift = (float(constants.scalars()[name]) for name in ("log2_e", "round_shift"))
     # As the kernel's sum with the shift rounds it. The fma with ln 2's first piece is exact: what
-    # it gives is a multiple of the last place of that piece or of a, and fits.
-    n = (a * constant("float32", "log2_e") + shift).astype(np.float32).astype(np.float64) - shift
+    # it gives is a multiple of the last place of m ln 2 or of a, and fits.
+    m = (a * log2_e + shift).astype(np.float32).astype(np.float64) - shift
     rest = low if LN2_PIECES in rounded else math.log(2) - high
-    r = keep(REDUCTION, (a - n * high) - n * rest)
-    # A rounding within the polynomial needs the polynomial.
-    if rounded & {APPROXIMATION, INNER_STEPS, LAST_STEP}:
-        p = np.full_like(r, exp[-1])
-        for step in reversed(range(len(exp) - 1)):
-            p = keep(INNER_STEPS if step else LAST_STEP, p * r + exp[step])
-    else:
-        p = exp[0] * np.exp(r)
-    t = summand / keep(DENOMINATOR, p * np.exp2(n) * (summand / exp[0]) + summand)
-    t = keep(QUOTIENT, t)
+    r = keep(REDUCTION, (a - m * high) - m * rest)
+
+    first, second, third = map(float, constants.exp)
+    exact = ((r + first) ** 2 + second) * r + third
+    w = keep(INNER_STEPS, r + first)
+    p = keep(LAST_STEP, r * keep(INNER_STEPS, w * w + second) + third)
+    if APPROXIMATION not in rounded:
+        p = p / exact * (np.exp(r) * (summand / float(constants.unit)))
+    table = np.array([float(entry) for entry in constants.table])
+    if TABLE not in rounded:
+        table = float(constants.unit) * np.exp2(np.arange(len(table)) / len(table))
+    n = np.floor(m)
+    power = table[((m - n) * len(table)).astype(np.int64)] * np.exp2(n)
+    t = keep(QUOTIENT, summand / keep(DENOMINATOR, p * power + summand))
     return [t, keep(COMPLEMENT, 1 - t), keep(DERIVATIVE, t - t * t)]
 
 
@@ -114,24 +131,36 @@ def bounds_of_t(dtype: str) -> dict[str, float]:
     """Bounds on the relative error of t, but for the quotient's, in units of 2^-p: at most so many
     ulp. The relative error of a sum of positive terms is at most that of the worse term."""
     unit = 2.0 ** -PRECISION[dtype]
-    exp, high, low = (constant(dtype, name) for name in ("exp", "ln2_high", "ln2_low"))
-    reach = math.log(2) / 2 * (1 + 1e-6)
-    proven_error = runpy.run_path(str(GENERATOR))["proven_error"]
-    approximation = proven_error([mpf(c) / exp[0] for c in exp], mpf(reach))
-    most_multiples = constant(dtype, "limit") / math.log(2) + 1
-    # The k-th inner step yields a number below `size`, rounded by half a last place of it, and is
-    # multiplied by r^k; beside the smallest p.
-    inner = 0.0
-    for k in range(1, len(exp) - 1):
-        size = sum(c * reach ** (i - k) for i, c in enumerate(exp) if i >= k)
-        inner += 2.0 ** math.floor(math.log2(size)) * reach**k
+    constants = generated(dtype)
+    exp = [float(number) for number in constants.exp]
+    reach = float(constants.half_width)
+    most_multiples = constants.format.limit / math.log(2) + 1
+    ln2_error = abs(mp.log(2) - constants.ln2_high - constants.ln2_low)
+
+    def half_place(largest: float) -> float:
+        """The largest rounding error of a number up to ``largest``, in units of 2^-p."""
+        return 2.0 ** math.floor(math.log2(largest))
+
+    if dtype == "float32":
+        # Of the square's root, twice itself times its error; both are multiplied by r.
+        w = exp[0] + reach
+        inner = (half_place(w) * 2 * w + half_place(w * w + exp[1])) * reach
+    else:
+        # The k-th inner step yields a number below `size`, and is multiplied by r^k.
+        inner = 0.0
+        for k in range(1, len(exp) - 1):
+            size = sum(c * reach ** (i - k) for i, c in enumerate(exp) if i >= k)
+            inner += half_place(size) * reach**k
+    center = float(constants.numerator / constants.unit)
+    smallest, largest = center * math.exp(-reach), center * math.exp(reach)
     return {
-        APPROXIMATION: float(approximation) / unit,
-        LN2_PIECES: float(abs(mp.log(2) - high - low)) * most_multiples / unit,
-        # |r| < 1/2: half a last place is a quarter of the unit.
-        REDUCTION: 0.25,
-        INNER_STEPS: inner / (exp[0] * math.exp(-reach)),
-        LAST_STEP: 1.0,
+        APPROXIMATION: float(constants.error_of_polynomial()) / unit,
+        LN2_PIECES: float(ln2_error) * most_multiples / unit,
+        # A last place is at most two units.
+        TABLE: 2 * float(constants.error_of_table()),
+        REDUCTION: half_place(reach),
+        INNER_STEPS: inner / smallest,
+        LAST_STEP: half_place(largest) / smallest,
         DENOMINATOR: 1.0,
     }
 

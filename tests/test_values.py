@@ -251,12 +251,12 @@ def test_float32_numerics(part: int) -> None:
 
 
 # Where float32 inputs go another way: 0, the smallest normal number, the magnitudes at which the
-# range reduction takes the next multiple of ln 2, σ(-x) turns subnormal and 0, 1 - σ(-x) turns 1,
-# the clamp, and infinity, with NaN behind it.
+# range reduction takes the next multiple of ln(2)/8, σ(-x) turns subnormal and 0, 1 - σ(-x) turns
+# 1, the clamp, and infinity, with NaN behind it.
 FLOAT32_BOUNDARIES = (
     0.0,
     2.0**-126,
-    *((k + 0.5) * math.log(2) for k in range(151)),
+    *((k + 0.5) / 8 * math.log(2) for k in range(8 * 151)),
     126 * math.log(2),
     149 * math.log(2),
     150 * math.log(2),

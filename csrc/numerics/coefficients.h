@@ -21,27 +21,27 @@ struct Float32Constants {
   // What ln2_high lacks of ln 2.
   static constexpr float ln2_low = -0x1.05c61p-29f;
   // What stands above in 1 / (1 + exp(|x|)), scaled.
-  static constexpr float numerator = 0x1.9fb80cp-31f;
+  static constexpr float numerator = 0x1.a1af94p-31f;
   // What stands below beside the exponential, scaled.
-  static constexpr float summand = 0x1.9fb80cp-31f;
+  static constexpr float summand = 0x1.a1af94p-31f;
   // p(r) = r ((r + exp[0])^2 + exp[1]) + exp[2] is in proportion to exp(r),
-  // within a factor of 1 +- 2**-25.596 on |r| <= ln(2)/16, proven.
+  // within a factor of 1 +- 2**-25.625 on |r| <= ln(2)/16, proven.
   static constexpr float exp[3] = {
-      0x1.803116p+0f,
-      0x1.dff9c8p+1f,
-      0x1.8021b4p+2f,
+      0x1.801028p+0f,
+      0x1.dfe956p+1f,
+      0x1.8000c8p+2f,
   };
   // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
-  // which times p(0) is the numerator. Each is off by at most 0.13 ulp.
+  // off by at most 0.04 ulp. That for j = 0 times p(0) is the numerator.
   static constexpr uint32_t powers[8] = {
-      0x2f0a8686,
-      0x2f071028,
-      0x2f04bc49,
-      0x2f03a534,
-      0x2f03e795,
-      0x2f05a2b0,
-      0x2f08f89e,
-      0x2f0e0e8e,
+      0x2f0b3a3e,
+      0x2f07d424,
+      0x2f059202,
+      0x2f048e45,
+      0x2f04e5be,
+      0x2f06b7da,
+      0x2f0a26de,
+      0x2f0f5829,
   };
 };
 
@@ -75,7 +75,7 @@ struct Float64Constants {
       0x1.8b46a1b2f46f7p-12,
   };
   // powers[j] + (j << 49) are the bits of a number in proportion to 2^(j/8),
-  // which times p(0) is the numerator. Each is off by at most 0.06 ulp.
+  // off by at most 0.06 ulp. That for j = 0 times p(0) is the numerator.
   static constexpr uint64_t powers[8] = {
       0x3c1d4e25b9fba53f,
       0x3c1df52653e4f097,
@@ -106,22 +106,22 @@ struct Float16Constants {
   // What stands below beside the exponential, scaled.
   static constexpr float summand = 0x1.9f3b5p-1f;
   // p(r) = r ((r + exp[0])^2 + exp[1]) + exp[2] is in proportion to exp(r),
-  // within a factor of 1 +- 2**-22.046 on |r| <= ln(2)/16, proven.
+  // within a factor of 1 +- 2**-20.772 on |r| <= ln(2)/16, proven.
   static constexpr float exp[3] = {
-      0x1.8018acp+0f,
-      0x1.dfed48p+1f,
+      0x1.801a96p+0f,
+      0x1.dfea92p+1f,
       0x1.80093ap+2f,
   };
   // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
-  // which times p(0) is the numerator. Each is off by at most 7.02 ulp.
+  // off by at most 1.92 ulp. That for j = 0 times p(0) is the numerator.
   static constexpr uint32_t powers[8] = {
       0x3e0a65d3,
-      0x3e06ec7e,
+      0x3e06ec7f,
       0x3e049567,
       0x3e037acc,
       0x3e03b956,
-      0x3e05703e,
-      0x3e08c193,
+      0x3e057042,
+      0x3e08c1a0,
       0x3e0dd293,
   };
 };
@@ -140,26 +140,26 @@ struct Bfloat16Constants {
   // What ln2_high lacks of ln 2.
   static constexpr float ln2_low = 0x0p+0f;
   // What stands above in 1 / (1 + exp(|x|)), scaled.
-  static constexpr float numerator = 0x1.9f3b64p-31f;
+  static constexpr float numerator = 0x1.9f3b7ap-31f;
   // What stands below beside the exponential, scaled.
-  static constexpr float summand = 0x1.9f3b64p-31f;
+  static constexpr float summand = 0x1.9f3b0cp-31f;
   // p(r) = (r + exp[0])^2 + exp[1] is in proportion to exp(r),
-  // within a factor of 1 +- 2**-17.416 on |r| <= ln(2)/16, proven.
+  // within a factor of 1 +- 2**-17.008 on |r| <= ln(2)/16, proven.
   static constexpr float exp[2] = {
-      0x1.001712p+0f,
-      0x1.ffc284p-1f,
+      0x1.001178p+0f,
+      0x1.ffd8eep-1f,
   };
   // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
-  // which times p(0) is the numerator. Each is off by at most 123.75 ulp.
+  // off by at most 4.58 ulp. That for j = 0 times p(0) is the numerator.
   static constexpr uint32_t powers[8] = {
-      0x2fcf96d9,
+      0x2fcf9774,
       0x2fd26159,
-      0x2fd6de93,
-      0x2fd69b44,
-      0x2fd2ca5a,
+      0x2fd6de91,
+      0x2fd69b46,
+      0x2fd2ca18,
       0x2fd01335,
-      0x2fce9024,
-      0x2fce5cc6,
+      0x2fce9029,
+      0x2fce5cc3,
   };
 };
 
@@ -175,28 +175,28 @@ struct Bfloat16ValueConstants {
   // Adding it rounds to a multiple of 1/8, which the low bits then count.
   static constexpr float round_shift = 0x1.8p+20f;
   // ln 2.
-  static constexpr float ln2_high = 0x1.62e43p-1f;
+  static constexpr float ln2_high = 0x1.62e432p-1f;
   // What ln2_high lacks of ln 2.
   static constexpr float ln2_low = 0x0p+0f;
   // What stands above in 1 / (1 + exp(|x|)), scaled.
   static constexpr float numerator = 0x1.9f3b64p-31f;
   // What stands below beside the exponential, scaled.
-  static constexpr float summand = 0x1.9f3b7cp-31f;
+  static constexpr float summand = 0x1.9f3b64p-31f;
   // p(r) = (r + exp[0])^2 + exp[1] is in proportion to exp(r),
-  // within a factor of 1 +- 2**-15.962 on |r| <= ln(2)/16, proven.
+  // within a factor of 1 +- 2**-15.850 on |r| <= ln(2)/16, proven.
   static constexpr float exp[2] = {
       0x1.000772p+0f,
-      0x1.000066p+0f,
+      0x1.00008p+0f,
   };
   // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
-  // which times p(0) is the numerator. Each is off by at most 74.38 ulp.
+  // off by at most 46.28 ulp. That for j = 0 times p(0) is the numerator.
   static constexpr uint32_t powers[8] = {
       0x2fcf9775,
       0x2fd26159,
       0x2fd6de93,
-      0x2fd69b43,
-      0x2fd2c9c6,
-      0x2fd0136f,
+      0x2fd69b44,
+      0x2fd2ca1c,
+      0x2fd01371,
       0x2fce9024,
       0x2fce5cc3,
   };

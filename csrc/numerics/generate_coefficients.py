@@ -47,7 +47,7 @@ class Format:
     degree: int  # of the polynomial for exp(r); those of 2 and 3 are factored
     limit: int  # larger arguments are clamped to it: sigmoid(-limit), times any number, rounds to 0
     scale: int  # numerator and denominator carry 2**-scale, so that 2**-scale exp(limit) is finite
-    factor: float  # and about this factor, which the table and the polynomial share
+    factor: float  # and about this factor: the sum is that of the factor and factor exp(|x|)
     upper_limit: int | None = None  # of 1 / (1 + exp(-x)), which needs one on either side
 
     @property
@@ -57,58 +57,53 @@ class Format:
 
 @dataclass(frozen=True)
 class Half:
-    """A format computed in float32 and rounded once more, whose constants are searched. The search
-    counts in last places of table, exp, ln 2, numerator and summand."""
+    """A format computed in float32 and rounded once more, whose constants are searched."""
 
     format: Format
     precision: int  # bits of the significand in memory
     lowest_exponent: int  # of a normal number, 2**lowest_exponent
-    start: tuple[int, ...]  # where the search starts, off the nearest numbers
-    reach: tuple[int, ...]  # how far one step moves each at most
+    # Where the search starts: last places of the table, exp, ln 2, the numerator and the summand.
+    start: tuple[int, ...]
 
 
 # exp(-104) < 2**-150, half the smallest subnormal of float32, exp(-746) < 2**-1075, half that of
-# float64. The factors are the best ones that were tried.
+# float64. Of the factors that were tried these gave the smallest errors.
 FLOAT32 = Format("float32", "f", 24, 3, 104, 30, 0.811)
 FLOAT64 = Format("float64", "d", 53, 7, 746, 60, 0.87)
 
-# A half needs 11 or 8 bits: ln 2 in one piece is enough, and a shorter polynomial for bfloat16.
-# What remains are the results so near the middle between two halves that the float32 result falls
-# on the middle itself or beyond; there the last places of the constants decide.
+# A half needs 11 or 8 bits: ln 2 in one piece is enough, and in bfloat16 a shorter polynomial. Hard
+# are only the results so near the middle between two halves that the float32 result falls on the
+# middle itself or beyond; there the last places of the constants decide. Each search starts beside
+# numbers that are right, so that it is short.
 HALVES = (
-    # No smooth error can be right everywhere: below x = 0.011 the small one of the two results, t,
-    # must come out too large, at 0.6914 the derivative too small. A larger table and a smaller
-    # summand do that.
+    # No smooth error can be right everywhere: below x = 0.011 the smaller result, t, must come out
+    # too large, at 0.6914 the derivative too small. A larger table and a smaller summand do that.
     Half(
         Format("float16", "f", 24, 3, 40, 0, 0.811),
         precision=11,
         lowest_exponent=-14,
-        start=(6,) * 8 + (0, 0, 0, 0, 0, -10),
-        reach=(1 << 4,) * 8 + (1 << 10, 1 << 10, 1 << 10, 1, 4, 4),
+        start=(6,) * 8 + (0, 0, 0, 1, 0, -10),
     ),
     Half(
         Format("bfloat16", "f", 24, 2, 104, 30, 0.811),
         precision=8,
         lowest_exponent=-126,
-        start=(0,) * 13,
-        reach=(1 << 8,) * 8 + (1 << 12, 1 << 8, 4, 64, 64),
+        start=(0,) * 12 + (-48,),
     ),
     # The value alone, as 1 / (1 + exp(-x)): neither absolute value nor selection. Beyond 40 every
-    # half is 1. Near 0 results lie beside middles, and have to be nearer to 1/2 than these: the
-    # polynomial is a little less steep.
+    # half is 1. Near 0 some results lie beside middles that are a little farther from 1/2, so that
+    # the polynomial has to be a little less steep; at 0.2275 one must come out smaller.
     Half(
         Format("bfloat16_value", "f", 24, 2, 104, 30, 0.811, upper_limit=40),
         precision=8,
         lowest_exponent=-126,
-        start=(0,) * 8 + (-2000, 0, 0, 0, 0),
-        reach=(1 << 8,) * 8 + (1 << 12, 1 << 8, 4, 64, 64),
+        start=(0, 0, 0, 0, 0, 60, 0, 0, -2000, 0, 0, 0, 0),
     ),
 )
 
 
 def round_to(format: Format, value: mpf) -> mpf:
-    """``value`` rounded once, to nearest and ties to even, to a number of the format that is
-    neither too large nor subnormal."""
+    """``value`` rounded once, to nearest and ties to even, to a normal number of the format."""
     significand, exponent = mp.frexp(value)
     integer = mp.nint(mp.ldexp(significand, format.precision))
     return mp.ldexp(integer, exponent - format.precision)
@@ -398,15 +393,15 @@ def float32_constants() -> Constants:
     candidates = list(float32_candidates())
     # t is subnormal beyond 87.3, and near 0 less is lost.
     first, last = np.array([0.7, 87.3], np.float32).view(np.uint32)
-    for stride in (457, 57, 7, 1):  # odd, so that the inputs' last bits differ
-        bits = np.array_split(np.arange(first, last, stride, np.uint32), 64)
+    for stride in (911, 229, 57, 15, 1):  # odd, so that the inputs' last bits differ
+        bits = np.array_split(np.arange(first, last, stride, dtype=np.uint32), 64)
         x = np.concatenate([where_errors_count_most(part.view(np.float32)) for part in bits])
         numbers, ln2_low = rows(candidates), float(candidates[0].ln2_low)
         worst = np.zeros(len(candidates))
         for piece in np.array_split(x, len(x) * len(candidates) // (1 << 17) + 1):
             found = beside_promise(inputs_of(FLOAT32, piece), numbers, ln2_low)
             worst = np.maximum(worst, found)
-        best = np.argsort(worst, kind="stable")[: max(4, len(candidates) // 8)]
+        best = np.argsort(worst, kind="stable")[: len(candidates) // 4]
         candidates = [candidates[i] for i in best]
     if worst.min() > 1:
         raise SystemExit(f"float32: {worst.min()} times the error that is promised")
@@ -434,9 +429,9 @@ def finite_inputs(half: Half) -> Array:
     return inputs if half.format.upper_limit is None else np.concatenate([-inputs, inputs])
 
 
-def truth(half: Half, x: Array) -> tuple[Array, Array]:
+def truth(half: Half, x: Array) -> Array:
     """The bits of sigmoid(-x), sigmoid(x) and the derivative, or of sigmoid(x) alone, correctly
-    rounded to the half; and how many last places each input's results are from a middle."""
+    rounded to the half."""
     e = np.exp(-np.abs(x).astype(np.float64))
     t, complement, derivative = e / (1 + e), 1 / (1 + e), e / (1 + e) ** 2
     alone = half.format.upper_limit is not None
@@ -444,10 +439,9 @@ def truth(half: Half, x: Array) -> tuple[Array, Array]:
     exponents = np.maximum(np.frexp(results)[1] - 1, half.lowest_exponent)
     places = np.exp2(exponents - half.precision + 1)
     quotients = results / places
-    margin = np.abs(quotients - np.floor(quotients) - 0.5).min(0)
-    if margin.min() < 2.0**-36:  # the float64 are off by less than 2**-40
-        raise SystemExit(f"{half.format.name}: float64 does not tell how to round")
-    return roundings(half, (np.rint(quotients) * places).astype(np.float32))[0], margin
+    # The float64 are off by less than 2**-40 last places of a half: that has to be enough.
+    assert np.abs(quotients - np.floor(quotients) - 0.5).min() > 2.0**-36
+    return roundings(half, (np.rint(quotients) * places).astype(np.float32))[0]
 
 
 def misrounded(half: Half, inputs: Inputs, bits: Array, candidates: Array) -> Array:
@@ -473,19 +467,16 @@ def moved(nearest: Constants, places: Array) -> Array:
     return numbers
 
 
-def steps(half: Half, count: int) -> Iterator[Array]:
-    """``count`` small changes to a candidate, again and again: one to three of its numbers moved,
-    on every scale up to what is allowed."""
-    random = np.random.RandomState(SEED)
-    reach = np.array(half.reach)
-    of_each = np.arange(count)
-    while True:
-        changes = np.zeros((count, len(reach)), np.int64)
-        for _ in range(3):
-            column = random.randint(len(reach), size=count)
-            furthest = np.minimum(reach[column], 1 << random.randint(13, size=count))
-            changes[of_each, column] += random.randint(-furthest, furthest + 1)
-        yield changes
+def steps(random: np.random.RandomState, count: int, length: int) -> Array:
+    """``count`` small changes to a candidate: one to three of its numbers moved, those of the table
+    a little, those of the polynomial, which count less, more."""
+    reach = np.array((4,) * ENTRIES + (1 << 10,) * (length - ENTRIES - 3) + (1, 16, 16))
+    changes = np.zeros((count, length), np.int64)
+    for _ in range(3):
+        column = random.randint(length, size=count)
+        furthest = np.minimum(reach[column], 1 << random.randint(11, size=count))
+        changes[np.arange(count), column] += random.randint(-furthest, furthest + 1)
+    return changes
 
 
 def half_constants(half: Half) -> Constants:
@@ -493,23 +484,18 @@ def half_constants(half: Half) -> Constants:
     fitted = fit(half.format.degree)
     one = mpf(half.format.factor)
     nearest = constants_of(half.format, one * fitted[-1], factored(half.format, fitted), one)
-
     x = finite_inputs(half)
-    bits, margin = truth(half, x)
-    inputs = inputs_of(half.format, x)
-    hard = np.argsort(margin, kind="stable")[:256]
-    hard_inputs = inputs_of(half.format, x[hard])
-    best = np.array([half.start])
-    wrong = misrounded(half, inputs, bits, moved(nearest, best))[0]
-    for changes in islice(steps(half, 512), 1000):
+    bits, inputs = truth(half, x), inputs_of(half.format, x)
+    random = np.random.RandomState(SEED)
+    places = np.array([half.start])
+    wrong = np.inf
+    for _ in range(100):
+        count = misrounded(half, inputs, bits, moved(nearest, places))
+        if count.min() <= wrong:
+            best, wrong = places[[count.argmin()]], count.min()
         if wrong == 0:
             break
-        candidates = best + changes
-        count = misrounded(half, hard_inputs, bits[:, hard], moved(nearest, candidates))
-        promising = candidates[np.argsort(count, kind="stable")[:8]]
-        count = misrounded(half, inputs, bits, moved(nearest, promising))
-        if count.min() <= wrong:
-            best, wrong = promising[[count.argmin()]], count.min()
+        places = best + steps(random, 32, len(half.start))
 
     numbers = [mpf(float(number)) for number in moved(nearest, best)[0]]
     *exp, ln2, numerator, summand = numbers[ENTRIES:]
@@ -555,42 +541,46 @@ def error_lines(item: Constants) -> list[str]:
     ]
 
 
+HEADER_TEXT = """\
+// {warning}
+// Constants of 1 / (1 + exp(|x|)); no torch header, no dependency.
+// clang-format off
+#pragma once
+
+#include <cstdint>
+
+namespace fused_sigmoid {{
+{structures}
+}}  // namespace fused_sigmoid
+"""
+
+
+def structure(item: Constants) -> str:
+    single = item.format.struct_code == "f"
+    scalar, integer, suffix = ("float", "uint32_t", "f") if single else ("double", "uint64_t", "")
+    is_half = item.format in [half.format for half in HALVES]
+
+    def array(kind: str, name: str, words: list[str]) -> list[str]:
+        start = f"static constexpr {kind} {name}[{len(words)}] = {{"
+        return [start, *(f"    {word}," for word in words), "};"]
+
+    lines = ["// Whether results are rounded once more, to 16 bits."]
+    lines += [f"static constexpr bool is_half = {str(is_half).lower()};"]
+    for name, value in item.scalars().items():
+        lines += [f"// {MEANING[name]}"]
+        lines += [f"static constexpr {scalar} {name} = {literal(value, suffix)};"]
+    lines += [f"// {line}" for line in error_lines(item)]
+    lines += array(scalar, "exp", [literal(value, suffix) for value in item.exp])
+    shift, off = item.format.precision - 4, rounded_up(item.error_of_table(), 2)
+    lines += [f"// powers[j] + (j << {shift}) are the bits of a number in proportion to 2^(j/8),"]
+    lines += [f"// off by at most {off} ulp. That for j = 0 times p(0) is the numerator."]
+    lines += array(integer, "powers", [f"{power:#x}" for power in item.powers()])
+    body = textwrap.indent("\n".join(lines), "  ")
+    return f"\nstruct {item.format.structure} {{\n{body}\n}};\n"
+
+
 def header(items: list[Constants]) -> str:
-    lines = [
-        f"// {WARNING}",
-        "// Constants of 1 / (1 + exp(|x|)); no torch header, no dependency.",
-        "// clang-format off",
-        "#pragma once",
-        "",
-        "#include <cstdint>",
-        "",
-        "namespace fused_sigmoid {",
-    ]
-    for item in items:
-        scalar = "float" if item.format.struct_code == "f" else "double"
-        integer = "uint32_t" if scalar == "float" else "uint64_t"
-        suffix = "f" if scalar == "float" else ""
-        shift = item.format.precision - 4
-        off = rounded_up(item.error_of_table(), 2)
-        lines += ["", f"struct {item.format.structure} {{"]
-        is_half = str(item.format in [half.format for half in HALVES]).lower()
-        lines += ["  // Whether results are rounded once more, to 16 bits."]
-        lines += [f"  static constexpr bool is_half = {is_half};"]
-        for name, value in item.scalars().items():
-            lines += [f"  // {MEANING[name]}"]
-            lines += [f"  static constexpr {scalar} {name} = {literal(value, suffix)};"]
-        lines += [f"  // {line}" for line in error_lines(item)]
-        lines += [f"  static constexpr {scalar} exp[{len(item.exp)}] = {{"]
-        lines += [f"      {literal(value, suffix)}," for value in item.exp]
-        lines += ["  };"]
-        lines += [
-            f"  // powers[j] + (j << {shift}) are the bits of a number in proportion to 2^(j/8),",
-            f"  // which times p(0) is the numerator. Each is off by at most {off} ulp.",
-        ]
-        lines += [f"  static constexpr {integer} powers[{len(item.table)}] = {{"]
-        lines += [f"      {power:#x}," for power in item.powers()]
-        lines += ["  };", "};"]
-    return "\n".join([*lines, "", "}  // namespace fused_sigmoid", ""])
+    return HEADER_TEXT.format(warning=WARNING, structures="".join(map(structure, items)))
 
 
 MODULE_TEXT = '''\
@@ -612,7 +602,7 @@ CONSTANTS = {{
 _BITS = {{
 {bits}
 }}
-POWERS = {{dtype: tuple(int(b, 16) for b in bits.split()) for dtype, bits in _BITS.items()}}
+POWERS = {{dtype: tuple(int(word, 16) for word in bits.split()) for dtype, bits in _BITS.items()}}
 '''
 
 
@@ -640,22 +630,27 @@ def check_zero(item: Constants) -> None:
         raise SystemExit(f"{item.format.name}: the sigmoid of 0 is not one half")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if a file differs"
-    )
-    check = parser.parse_args().check
+def texts() -> dict[Path, str]:
+    """What the two files are to hold."""
     floats = [float32_constants(), float64_constants()]
     for item in floats:
         check_zero(item)
     items = floats + [half_constants(half) for half in HALVES]
     for item in items:
         print(f"{item.format.name}:", *error_lines(item))
-    stale = []
     # The GPU kernels wait for memory, and have one form for all.
     of_module = [item for item in items if item.format.upper_limit is None]
-    for path, text in ((HEADER, header(items)), (MODULE, module(of_module))):
+    return {HEADER: header(items), MODULE: module(of_module)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if a file differs"
+    )
+    check = parser.parse_args().check
+    stale = []
+    for path, text in texts().items():
         if not path.exists() or path.read_text() != text:
             stale.append(path)
             if not check:

@@ -58,12 +58,12 @@ def some_float32(step: int) -> Magnitudes:
 def some_float64(count: int) -> Magnitudes:
     """About ``count`` numbers: where σ bends, both tails, all magnitudes, results that are
     subnormal, neighbours of powers of two and of where the range reduction changes its multiple of
-    ln 2."""
+    ln(2)/8."""
     generator = np.random.default_rng(SEED)
-    # There are but 140,000 neighbours of each kind.
+    # There are but 270,000 neighbours of powers of two.
     few = min(count // 7, 70_000)
     many = (count - 2 * few) // 5
-    halfway = (generator.integers(0, 1076, few) + 0.5) * math.log(2)
+    halfway = (generator.integers(0, 8 * 1076, few) + 0.5) * (math.log(2) / 8)
     power = np.exp2(generator.integers(-1074, 1024, few).astype(np.float64))
     near = np.concatenate([halfway, power]).view(np.int64)
     near += generator.integers(-NEIGHBOURS, NEIGHBOURS + 1, len(near))
@@ -82,13 +82,13 @@ def some_float64(count: int) -> Magnitudes:
 
 
 def _float32_boundaries() -> NDArray[np.float32]:
-    """Where something changes: at (k + 1/2) ln 2 the range reduction its multiple of ln 2; at
+    """Where something changes: at (k + 1/2) ln(2)/8 the range reduction its multiple of that; at
     k ln 2 results their exponent, and from 25, 126 and 150 ln 2 they are 1, subnormal and 0; from
     104 all results are the same, as they are at 110; powers of two; infinity, quiet NaN and the
     last NaN."""
-    halves_of_ln2 = np.arange(322) * (math.log(2) / 2)
+    parts_of_ln2 = np.arange(16 * 161) * (math.log(2) / 16)
     powers = np.exp2(np.arange(-149, 128).astype(np.float64))
     others = [0.0, 104.0, 110.0, math.inf]
-    numbers = np.concatenate([others, halves_of_ln2, powers]).astype(np.float32)
+    numbers = np.concatenate([others, parts_of_ln2, powers]).astype(np.float32)
     nan = np.array([0x7FC0_0000, 0x7FFF_FFFF], np.int32).view(np.float32)
     return np.concatenate([numbers, nan])

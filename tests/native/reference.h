@@ -29,7 +29,7 @@ struct Format {
 // In the order of Dtype.
 inline constexpr Format formats[dtype_count] = {
     {"float64", 8, 53, 1023, 2.5, 3.5, 53, 1023},
-    {"float32", 4, 24, 127, 2.45, 3.3, 24, 127},
+    {"float32", 4, 24, 127, 2.2, 2.9, 24, 127},
     {"float16", 2, 11, 15, 0.5, 0.5, 24, 127},
     {"bfloat16", 2, 8, 127, 0.5, 0.5, 24, 127},
 };
