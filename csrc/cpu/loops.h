@@ -22,12 +22,11 @@ Bfloat16Constants constants_of(BFloat16);
 template <class Element>
 using ConstantsOf = decltype(constants_of(Element()));
 
-// Of every bfloat16 the value and the derivative were checked to be the same numbers when halves
-// are rounded up as when they are rounded to even (generate_coefficients.py). Gradients are
-// products with any number.
-template <class T>
-constexpr bool may_round_half_up(Work work) {
-  return std::is_same_v<T, BFloat16> && (work == Work::value || work == Work::value_and_derivative);
+// Gradients are products with any number, and round to even.
+template <class F, class T>
+constexpr bool rounds_half_up(Work work) {
+  return std::is_same_v<T, BFloat16> && F::bfloat16_rounds_half_up &&
+         (work == Work::value || work == Work::value_and_derivative);
 }
 
 // Computes some vectors one after the other, whose latencies the processor overlaps.
@@ -45,7 +44,7 @@ template <class F, Work work, class V, class T, int vectors>
   for (int v = 0; v < vectors; ++v) {
     for (int i = 0; i < outputs; ++i) {
       T* const to_memory = out[i] + offset + v * V::size;
-      if constexpr (may_round_half_up<T>(work)) {
+      if constexpr (rounds_half_up<F, T>(work)) {
         to[v][i].store_half_up(to_memory);
       } else {
         to[v][i].store(to_memory);

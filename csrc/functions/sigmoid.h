@@ -14,6 +14,8 @@ constexpr float floor_of_bce = 1e-12f;
 struct Sigmoid {
   static constexpr const char* name = "sigmoid";
   static constexpr bool is_probability = true;
+  // generate_coefficients.py tries every number with either rounding.
+  static constexpr bool bfloat16_rounds_half_up = true;
 
   // The kernels' arithmetic. t is the smaller of sigmoid(x) and 1 - sigmoid(x).
 
