@@ -94,7 +94,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
 }
 FILTERS = (
     *("device", "dtype", "work", "size", "threads", "clock", "cache", "layout", "saved", "peer"),
-    "capability",  # of the CPU, for a whole result; the others are a row's
+    *("capability", "cpu"),  # for a whole result, a word of the CPU's name; the others are a row's
 )
 
 BLOCK = re.compile(
@@ -351,14 +351,15 @@ def _table(name: str, found: Sequence[Result]) -> str:
                 f" accepted are {', '.join(f'{key}=VALUE[,VALUE]' for key in FILTERS)}"
             )
         wanted[key] = set(values.split(","))
-    capable = wanted.pop("capability", None)
-    if capable:
+    if capable := wanted.pop("capability", None):
         found = [result for result in found if result.machine["cpu_capability"] in capable]
+    if words_of_cpu := wanted.pop("cpu", None):
+        found = [r for r in found if words_of_cpu & set(r.machine["cpu"].split())]
     if kind == "machine":
         devices = wanted.pop("device", None)
         if wanted:
             raise BadBlockError(
-                f"figures:begin {name}: of a machine only device and capability can be chosen"
+                f"figures:begin {name}: of a machine only device, capability and cpu can be chosen"
             )
         found = [
             r for r in found if not devices or any(row.cell.device in devices for row in r.rows)

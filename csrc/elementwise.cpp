@@ -114,10 +114,13 @@ at::Tensor fresh_output(const at::Tensor& like, bool is_contiguous) {
 }
 
 // Large outputs are streamed, but not fresh ones, whose pages the system has just zeroed in a
-// cache, nor those written over an input, which was just read into one: either took longer.
+// cache, nor those written over an input, which was just read into one: either took longer. One of
+// another dtype or size is computed in fresh memory first.
 bool is_streamed(at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
   return std::all_of(outputs.begin(), outputs.end(), [&](const at::Tensor* output) {
     return output->defined() && static_cast<int64_t>(output->nbytes()) >= streamed_from() &&
+           output->scalar_type() == inputs.back()->scalar_type() &&
+           output->sizes() == inputs.back()->sizes() &&
            std::none_of(inputs.begin(), inputs.end(), [&](const at::Tensor* input) {
              return input->const_data_ptr() == output->const_data_ptr();
            });

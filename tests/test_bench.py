@@ -569,7 +569,9 @@ def test_a_block_may_be_of_one_kind_of_processor() -> None:
     for marker in ("speed capability=SVE", "machine capability=SVE"):
         with pytest.raises(figures.BadBlockError, match="no row of the results matches"):
             filled(marker)
-    with pytest.raises(figures.BadBlockError, match="only device and capability can be chosen"):
+    with pytest.raises(
+        figures.BadBlockError, match="only device, capability and cpu can be chosen"
+    ):
         filled("machine dtype=float32")
     assert "AVX2" in filled("machine device=cpu")
     with pytest.raises(figures.BadBlockError, match="no row of the results matches"):

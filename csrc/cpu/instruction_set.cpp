@@ -79,7 +79,10 @@ bool is_zen5() {
     return false;
   }
   const unsigned int family = ((version >> 8) & 0xf) + ((version >> 20) & 0xff);
-  return vendor == signature_AMD_ebx && family == 0x1a;
+  const unsigned int model = ((version >> 4) & 0xf) | ((version >> 12) & 0xf0);
+  // The others of the family are of the generation after it.
+  const bool is_model = model < 0x30 || model >> 4 == 4 || model >> 4 == 6 || model >> 4 == 7;
+  return vendor == signature_AMD_ebx && family == 0x1a && is_model;
 #else
   return false;
 #endif

@@ -37,7 +37,7 @@ std::vector<std::string> instruction_sets();
 // while kernels run. Throws std::invalid_argument like selected_kernels().
 void select_instruction_set(const std::string& name);
 
-// Whether this is a processor of AMD's that has what is called Zen 5.
+// Whether this is one of AMD's processors that are called Zen 5.
 bool is_zen5();
 
 // Runs the kernel of a work over `count` rows of `length` elements of `item` bytes. `strides` holds

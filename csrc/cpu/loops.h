@@ -103,8 +103,7 @@ constexpr Kernel kernel_of() {
 
 // `Vectors` names the types of one instruction set: Double; Float, which loads and stores float32
 // and float16; Bfloat16, vectors of float32 that load and store bfloat16. An iteration of a loop
-// computes `groups` of a type's Group, which is the type itself or Two of it: whichever was
-// measured to be faster.
+// computes `groups` of a type's Group.
 template <class Vectors, class F, size_t... works>
 constexpr void fill_in(KernelTable& table, std::index_sequence<works...>) {
   using D = typename Vectors::Double;

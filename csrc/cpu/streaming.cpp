@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t block_bytes = 2048;
 constexpr int64_t line_bytes = 64;
 
-// A Zen 5 gains (docs/performance.md); Zen 3 and Zen 4 lose.
+// Zen 5 is where a gain was measured; Zen 3 and Zen 4 lose (docs/performance.md).
 std::atomic<int64_t>& threshold() {
   static std::atomic<int64_t> bytes{is_zen5() ? int64_t{64} << 20
                                               : std::numeric_limits<int64_t>::max()};
@@ -27,7 +27,8 @@ std::atomic<int64_t>& threshold() {
 std::atomic<int64_t> runs{0};
 
 #ifdef FUSED_SIGMOID_X86
-// A store of a whole line was measured to be faster than the four that any x86-64 has.
+// A store of a whole line was measured to be faster than the four that any x86-64 has, and is taken
+// whichever instruction set computes.
 [[gnu::target("avx512f")]] void stream_lines_avx512(char* to, const char* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += line_bytes) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to + at), _mm512_loadu_si512(from + at));
@@ -53,7 +54,8 @@ void stream_lines(char* to, const char* from, int64_t bytes) {
 void finish_streaming() {}
 #endif
 
-// Whole lines are streamed; of the first and the last a part may belong to somebody else.
+// Whole lines are streamed; of the first and the last a part belongs to the blocks beside this one,
+// or to somebody else.
 void stream(char* to, const char* from, int64_t bytes) {
   const int64_t misalignment = reinterpret_cast<intptr_t>(to) % line_bytes;
   const int64_t before = std::min(bytes, (line_bytes - misalignment) % line_bytes);

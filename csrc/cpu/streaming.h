@@ -8,8 +8,8 @@
 namespace fused_sigmoid {
 
 // An ordinary store to a line that is in no cache reads that line first; a non-temporal store does
-// not, which saves a third of the traffic of a value. From so many bytes on an output is written
-// so: 64 MiB on processors that gain by it, and on all others never.
+// not, which saves a third of the traffic of a value. From so many bytes of an output on each is
+// written so: 64 MiB on processors that gain by it, and on all others never.
 int64_t streamed_from();
 
 // Sets that size, for tests and comparisons. Not meant to be called while kernels run.

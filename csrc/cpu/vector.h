@@ -50,7 +50,7 @@ struct Vector {
     if constexpr (count == 2) write(to + lanes, v[1]);
   }
   void store(BFloat16* to) const { write(to, Lanes::template to_bfloat16s<false>(v)); }
-  // This rounds what lies in the middle between two numbers up, which takes two instructions less.
+  // This rounds what lies in the middle between two numbers up, which takes fewer instructions.
   void store_half_up(BFloat16* to) const { write(to, Lanes::template to_bfloat16s<true>(v)); }
 
   friend Vector operator+(Vector a, Vector b) { return each(std::plus(), a, b); }
@@ -70,7 +70,8 @@ struct Vector {
     return each<select>(x, negative, other);
   }
   // This is 2^m, times a factor that is in the table, where the low bits of `shifted` are 8 m: the
-  // entry that the lowest three bits name, to which those above are added as the exponent.
+  // entry that the lowest three bits name, to which those above are added as the exponent. Of a NaN
+  // it is any number.
   friend Vector power_of_two(Vector shifted, const Unsigned (&powers)[8]) {
     constexpr int significand = std::numeric_limits<Scalar>::digits - 1;
     return make([&](int i) {

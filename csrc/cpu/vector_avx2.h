@@ -51,8 +51,8 @@ struct Floats : Registers<float, uint32_t, 32, _mm256_fmadd_ps, _mm256_min_ps, _
   static Register rounded_to_bfloat16(Register a) {
     return Register(round_upper<false>(a) & 0xffff0000);
   }
-  // The upper halves are rounded to nearest, ties to even: half a last place is added, a bit less
-  // to an even number. The lower half of a NaN of bfloat16 numbers is 0, so that it stays one.
+  // The upper halves are rounded to nearest: half a last place is added, and for ties to go to even
+  // a bit less to an even number. No NaN that comes of bfloat16 numbers overflows by it.
   template <bool half_up>
   static Bits round_upper(Register a) {
     return Bits(a) + (half_up ? Bits() + 0x8000 : 0x7fff + ((Bits(a) >> 16) & 1));

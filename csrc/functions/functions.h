@@ -31,10 +31,10 @@ enum FunctionNumber : size_t { FUSED_SIGMOID_FUNCTIONS(FUSED_SIGMOID_NUMBER) fun
 #undef FUSED_SIGMOID_NUMBER
 
 template <class F>
-constexpr size_t number_of_function = function_count;
+inline constexpr size_t number_of_function = function_count;
 #define FUSED_SIGMOID_NUMBER(Function) \
   template <>                          \
-  constexpr size_t number_of_function<Function> = Function##_;
+  inline constexpr size_t number_of_function<Function> = Function##_;
 FUSED_SIGMOID_FUNCTIONS(FUSED_SIGMOID_NUMBER)
 #undef FUSED_SIGMOID_NUMBER
 

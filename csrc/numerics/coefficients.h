@@ -32,7 +32,7 @@ struct Float32Constants {
       0x1.8000c8p+2f,
   };
   // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
-  // off by at most 0.04 ulp. That for j = 0 times p(0) is the numerator.
+  // off by at most 0.04 ulp. That for j = 0 times p(0) is about the numerator.
   static constexpr uint32_t powers[8] = {
       0x2f0b3a3e,
       0x2f07d424,
@@ -75,7 +75,7 @@ struct Float64Constants {
       0x1.8b46a1b2f46f7p-12,
   };
   // powers[j] + (j << 49) are the bits of a number in proportion to 2^(j/8),
-  // off by at most 0.06 ulp. That for j = 0 times p(0) is the numerator.
+  // off by at most 0.06 ulp. That for j = 0 times p(0) is about the numerator.
   static constexpr uint64_t powers[8] = {
       0x3c1d4e25b9fba53f,
       0x3c1df52653e4f097,
@@ -113,7 +113,7 @@ struct Float16Constants {
       0x1.80093ap+2f,
   };
   // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
-  // off by at most 1.92 ulp. That for j = 0 times p(0) is the numerator.
+  // off by at most 1.92 ulp. That for j = 0 times p(0) is about the numerator.
   static constexpr uint32_t powers[8] = {
       0x3e0a65d3,
       0x3e06ec7f,
@@ -150,7 +150,7 @@ struct Bfloat16Constants {
       0x1.ffd8eep-1f,
   };
   // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
-  // off by at most 4.58 ulp. That for j = 0 times p(0) is the numerator.
+  // off by at most 4.58 ulp. That for j = 0 times p(0) is about the numerator.
   static constexpr uint32_t powers[8] = {
       0x2fcf9774,
       0x2fd26159,
@@ -189,7 +189,7 @@ struct Bfloat16ValueConstants {
       0x1.00008p+0f,
   };
   // powers[j] + (j << 20) are the bits of a number in proportion to 2^(j/8),
-  // off by at most 46.28 ulp. That for j = 0 times p(0) is the numerator.
+  // off by at most 46.28 ulp. That for j = 0 times p(0) is about the numerator.
   static constexpr uint32_t powers[8] = {
       0x2fcf9775,
       0x2fd26159,

@@ -410,7 +410,7 @@ def float32_constants() -> Constants:
 
 def roundings(half: Half, values: Array) -> list[Array]:
     """The half's 16 bits of float32, by every rounding that a kernel may use. The CPU kernels store
-    bfloat16 rounded half up, which is two operations less than to even; all others round to even.
+    bfloat16 rounded half up, which takes fewer operations than to even; all others round to even.
     """
     if half.precision == 11:
         return [values.astype(np.float16).view(np.uint16)]
@@ -573,7 +573,7 @@ def structure(item: Constants) -> str:
     lines += array(scalar, "exp", [literal(value, suffix) for value in item.exp])
     shift, off = item.format.precision - 4, rounded_up(item.error_of_table(), 2)
     lines += [f"// powers[j] + (j << {shift}) are the bits of a number in proportion to 2^(j/8),"]
-    lines += [f"// off by at most {off} ulp. That for j = 0 times p(0) is the numerator."]
+    lines += [f"// off by at most {off} ulp. That for j = 0 times p(0) is about the numerator."]
     lines += array(integer, "powers", [f"{power:#x}" for power in item.powers()])
     body = textwrap.indent("\n".join(lines), "  ")
     return f"\nstruct {item.format.structure} {{\n{body}\n}};\n"
