@@ -145,6 +145,7 @@ def test_in_place_and_over_the_input(
     assert runs() == 0
 
 
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
 def test_fresh_and_strided_outputs_and_those_of_another_kind_are_not_streamed(
     runs: Callable[[], int], threads: Callable[[int], None]
 ) -> None:
