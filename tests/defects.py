@@ -9,6 +9,7 @@ Depends on tests/native/run.py and the suite for the checks, on bench.reliabilit
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -277,6 +278,13 @@ def main() -> None:
     if chosen.record:
         from bench import reliability
 
+        if chosen.only:  # of the others what was found before is kept
+            known = json.loads(chosen.record.read_text(encoding="utf-8"))["defects"]["figures"][
+                "planted"
+            ]
+            new = {entry["defect"]: entry for entry in planted}
+            before = {entry["defect"]: entry for entry in known} | new
+            planted = [before[defect.name] for defect in DEFECTS if defect.name in before]
         reliability.record(chosen.record, "defects", {"planted": planted})
 
 
