@@ -73,9 +73,7 @@ extension = SimpleNamespace(functions=lambda: ("sigmoid",), works=lambda: works)
 
 CORRECTION = "tl.fma(tl.fma(minus(sum), quotient, numerator), reciprocal, quotient)"
 # A step that ptxas has in its division for operands in the middle of the range.
-REFINED = """_reciprocal(sum)
-        reciprocal = tl.fma(tl.fma(minus(sum), reciprocal, 1.0), reciprocal, reciprocal)
-"""
+REFINED = "        if dtype == tl.float32:\n            reciprocal ="
 EXPONENTIAL = """    if x.dtype != tl.float64:
         power = tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [a * -1.44269504], tl.float32, True, 1
@@ -89,7 +87,8 @@ SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "present": (),
     "rounded division": (("elif _IS_NVIDIA:", "elif False:"),),
     "entries by selection": (("    if _IS_NVIDIA:", "    if False:"),),
-    "refined reciprocal": (("_reciprocal(sum)\n", REFINED),),
+    "refined reciprocal": ((REFINED, REFINED.replace("dtype == tl.float32", "True")),),
+    "unrefined reciprocal": ((REFINED, REFINED.replace("dtype == tl.float32", "False")),),
     # Wrong bits, for the time alone: what the correction costs, and the whole exponential.
     "no correction": ((CORRECTION, "quotient"),),
     "hardware exponential": (("    shifted = tl.fma(", EXPONENTIAL),),
@@ -126,6 +125,7 @@ LARGE = (
     Variant("present", 4096, 8),
     Variant("rounded division"),
     Variant("refined reciprocal"),
+    Variant("unrefined reciprocal"),
     Variant("entries by selection"),
     Variant("no correction"),
     Variant("hardware exponential"),

@@ -109,20 +109,22 @@ def _reciprocal(x):
 
 
 @triton.jit
-def _quotient(numerator, sum):
+def _quotient(numerator, sum, dtype: tl.constexpr):
     """numerator / sum, rounded to nearest.
 
-    In float32 a quotient by the reciprocal and one rounded correction are enough for the numerators
-    and the sums that occur: it gave the results of the rounded division for every input on an H100,
-    and gives them by reciprocals up to two units in the last place off (tests/native/quotient.cpp).
-    In general that division takes two steps more, and a branch to a slow path for operands at the
-    ends of the range, past which the compiler moves nothing: the elements of a thread would divide
-    one after another.
+    A quotient by the reciprocal and one rounded correction are enough for the numerators and the
+    sums that occur in the halves. In float32 the reciprocal is corrected as well, without which up
+    to 80 in 2**30 results could differ. So every result is the rounded division's, by reciprocals
+    up to two units in the last place off (tests/native/quotient.cpp). In general that division
+    takes a branch to a slow path for operands at the ends of the range, past which the compiler
+    moves nothing: the elements of a thread would divide one after another.
     """
     if sum.dtype == tl.float64:
         quotient = numerator / sum
     elif _IS_NVIDIA:
         reciprocal = _reciprocal(sum)
+        if dtype == tl.float32:
+            reciprocal = tl.fma(tl.fma(minus(sum), reciprocal, 1.0), reciprocal, reciprocal)
         quotient = numerator * reciprocal
         quotient = tl.fma(tl.fma(minus(sum), quotient, numerator), reciprocal, quotient)
     else:
@@ -167,4 +169,4 @@ def one_over_one_plus_exp(x, dtype: tl.constexpr):
     p = _polynomial(r, constants)
     numerator = _constant(x, constants[_NUMERATOR])
     sum = tl.fma(_power_of_two(shifted, powers), p, _constant(x, constants[_SUMMAND]))
-    return _quotient(numerator, sum)
+    return _quotient(numerator, sum, dtype)
