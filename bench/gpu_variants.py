@@ -72,7 +72,8 @@ works = *forward, ("backward", 2, 1)
 extension = SimpleNamespace(functions=lambda: ("sigmoid",), works=lambda: works)"""
 
 CORRECTION = "tl.fma(tl.fma(minus(sum), quotient, numerator), reciprocal, quotient)"
-# A step that ptxas has in its division for operands in the middle of the range.
+# Where the dtypes are chosen in which the reciprocal is corrected, by a step that ptxas has in its
+# division for operands in the middle of the range.
 REFINED = "        if dtype == tl.float32:\n            reciprocal ="
 EXPONENTIAL = """    if x.dtype != tl.float64:
         power = tl.inline_asm_elementwise(

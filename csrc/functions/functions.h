@@ -4,9 +4,8 @@
 //   name                      of its operators and in Python
 //   is_probability            whether losses take its output for a probability, as nn.BCELoss does;
 //                             it then has divisor_of_bce
-//   bfloat16_rounds_half_up   whether every value and derivative of bfloat16 is the same number
-//   when
-//                             halves are rounded up, which is faster, as when they go to even
+//   bfloat16_rounds_half_up   whether no value or derivative of bfloat16 changes when what lies in
+//                             the middle is rounded up, which is faster, and not to even
 //   prepare<C>(x)             what value and derivative are both formed of
 //   value<C>(x, prepared)     and derivative<C>(x, prepared): the kernels, over a vector type V,
 //                             with the constants C of the elements' dtype
