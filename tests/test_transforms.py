@@ -357,10 +357,7 @@ TRANSFORMED: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
-def test_compile_of_transforms(name: str, request: pytest.FixtureRequest) -> None:
-    if "vmap" in name and torch.__version__.split(".")[:2] >= ["2", "14"]:
-        reason = "newer Dynamo takes no autograd Function under vmap, pytorch#129845"
-        request.applymarker(pytest.mark.xfail(reason=reason))
+def test_compile_of_transforms(name: str) -> None:
     compiled = torch.compile(TRANSFORMED[name], backend="aot_eager", fullgraph=True)
     check(compiled(POINTS), FIRST)
 
