@@ -56,9 +56,13 @@ bool records() {
          !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradFunctionality);
 }
 
+// A batch of gradients (is_grads_batched) has its history beneath it, where operations of ATen
+// record it.
+bool is_batch(const at::Tensor& tensor) { return tensor.key_set().has(c10::DispatchKey::Batched); }
+
 template <class... Tensors>
 bool is_recorded(const Tensors&... tensors) {
-  return (tensors.requires_grad() || ...) && records();
+  return (tensors.requires_grad() || ...) && !(is_batch(tensors) || ...) && records();
 }
 
 // Whether a compiler traces the tensor, forward and backward, and replaces operations in place.
@@ -72,6 +76,26 @@ bool is_traced(const at::Tensor& tensor) {
 // Whether a transform of torch.func is active: below this level of it lie others.
 bool is_transformed() {
   return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
+// Whether torch.func differentiates by the tensor, on one level or more: there a derivative that is
+// kept has a history on the levels beneath, to which one of the output would be added.
+bool is_of_transform(const at::Tensor& tensor) {
+  return tensor.key_set().has(c10::DispatchKey::FuncTorchGradWrapper);
+}
+
+// Whether torch.func has yet to see the call. The engine calls a node where its backward pass
+// began: above all transforms that are active there, or, with tensors of a transform that has
+// ended, such as the function of torch.func.vjp, above none. Autograd below them follows what the
+// dispatcher hands down to it, and nothing else.
+template <class... Tensors>
+bool is_above_transforms(const Tensors&... tensors) {
+  using c10::DispatchKey;
+  if (is_transformed()) {
+    return c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerFrontMode) &&
+           !c10::impl::tls_is_dispatch_key_excluded(DispatchKey::FuncTorchDynamicLayerFrontMode);
+  }
+  return (is_of_transform(tensors) || ...);
 }
 
 bool is_for_kernels(const at::Tensor& tensor) {
@@ -113,6 +137,7 @@ Keeps kept_for(Saved saved, const at::Tensor& input) {
   // Compilers compute the derivative where it is needed.
   if (is_traced(input)) return {false, true, true};
   if (saved == Saved::input) return {false, true, false};
+  if (is_of_transform(input)) return {false, true, true};
   if (saved == Saved::automatic) {
     // On a GPU memory traffic decides at every size: 5 element sizes with the input against 6. A
     // tensor of another kind may have no size yet. The output stands in for an input that was
@@ -128,9 +153,9 @@ Keeps kept_for(Saved saved, const at::Tensor& input) {
   return {true, input.scalar_type() == at::kDouble, true};
 }
 
-// In place the input is overwritten: float64 keeps a copy of it.
+// In place the input is overwritten: float64 keeps a copy of it, and so does torch.func.
 Keeps kept_in_place(const at::Tensor& input) {
-  const bool copies = input.scalar_type() == at::kDouble;
+  const bool copies = input.scalar_type() == at::kDouble || is_of_transform(input);
   return {!copies, copies, true};
 }
 
@@ -199,8 +224,10 @@ at::Tensor first_product(const at::Tensor& grad, const Source& from) {
     return Autograd<F>::backward_from_derivative(grad, from.derivative);
   }
   // The derivative was kept as a number and has no history. What is added is exactly 0, and its
-  // history is that of a derivative formed of the output.
-  return grad * (from.derivative + F::derivative_difference(from.output, from.output.detach()));
+  // history and tangent are those of a derivative formed of the output.
+  const at::Tensor number =
+      has_tangent(from.derivative) ? from.derivative._fw_primal(/*level=*/0) : from.derivative;
+  return grad * (number + F::derivative_difference(from.output, from.output.detach()));
 }
 
 // grad * f''.
@@ -420,8 +447,9 @@ class ProductNode : public Node {
   static at::Tensor product(const at::Tensor& grad, const at::Tensor& source, const Choice& choice,
                             const torch::autograd::Edge& edge) {
     if (choice.factor == Factor::derivative) return Autograd<F>::backward(grad, source);
-    return is_recorded(grad, source) ? apply_to(grad, source, choice, edge)
-                                     : product_from_value<F>(grad, source, choice);
+    return is_recorded(grad, source) && !is_above_transforms(grad, source)
+               ? apply_to(grad, source, choice, edge)
+               : product_from_value<F>(grad, source, choice);
   }
 
   static at::Tensor gradient_of_source(const at::Tensor& outer, const at::Tensor& grad,
@@ -477,12 +505,15 @@ Results compute_without_tangent(const at::Tensor& input, bool with_derivative, b
   return results;
 }
 
-template <class F>
-Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
-                Saved saved = Saved::automatic) {
+// `record` gives the value its history, which a tangent that is formed of it has as well.
+template <class F, class Record>
+Results compute(const at::Tensor& input, bool with_derivative, bool in_place, Saved saved,
+                const Record& record) {
   constexpr uint64_t level = 0;
   if (!has_tangent(input)) {
-    return compute_without_tangent<F>(input, with_derivative, in_place, saved);
+    const Results results = compute_without_tangent<F>(input, with_derivative, in_place, saved);
+    record(results);
+    return results;
   }
   const at::Tensor tangent = input._fw_grad(level);
   const Source primal = {{}, input._fw_primal(level), {}, {}};
@@ -492,6 +523,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
   if (saved != Saved::output) value_tangent = first_product<F>(along, primal);
   if (with_derivative) derivative_tangent = second_product<F>(along, primal);
   const Results results = compute_without_tangent<F>(input, with_derivative, in_place, saved);
+  record(results);
   if (saved == Saved::output) value_tangent = F::torch_gradient(tangent, results.value);
   // A loss above may divide by the rounded 1 - y, and needs a tangent that cancels. What another
   // one computes of it is a product with f' more, which the difference is lost in.
@@ -505,6 +537,12 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
     results.derivative._set_fw_grad(derivative_tangent, level, /*is_inplace_op=*/false);
   }
   return results;
+}
+
+template <class F>
+Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
+                Saved saved = Saved::automatic) {
+  return compute<F>(input, with_derivative, in_place, saved, [](const Results&) {});
 }
 
 // The node of a function of an input, in place or not, and with two outputs of value and
@@ -522,8 +560,9 @@ class FunctionNode : public consumers::Asking {
     } else if (saved != Saved::output) {
       saved = Saved::above;
     }
-    Results results = compute<F>(input, keeps.derivative, /*in_place=*/false, saved);
-    torch::autograd::set_history(results.value, node);
+    Results results =
+        compute<F>(input, keeps.derivative, /*in_place=*/false, saved,
+                   [&](const Results& r) { torch::autograd::set_history(r.value, node); });
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
     if (keeps.input) node->input_ = kept_input(input);
     if (keeps.output) node->output_ = Kept(results.value, /*is_output=*/true);
@@ -553,6 +592,13 @@ class FunctionNode : public consumers::Asking {
     node->input_ = kept_input(input);
     node->output_ = Kept(results.value, /*is_output=*/true);
     return {results.value, results.derivative};
+  }
+
+  // Where the gradient of the input goes that the value is of, if it comes from such a node.
+  static torch::autograd::Edge edge_behind(const at::Tensor& value) {
+    const auto node = value.grad_fn();
+    const auto* of_value = dynamic_cast<const FunctionNode*>(node.get());
+    return of_value ? of_value->next_edge(0) : torch::autograd::Edge();
   }
 
   std::string name() const override { return name_of_node<F>("Backward"); }
@@ -589,7 +635,7 @@ class FunctionNode : public consumers::Asking {
                     {&grads[0], &source.value}, choice.loss_dtype);
       return {std::move(grads[0])};
     }
-    return {gradient(grads, source, choice, next_edge(0))};
+    return {gradient(grads, source, choice)};
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
@@ -714,18 +760,18 @@ class FunctionNode : public consumers::Asking {
 
   bool has_value() const { return output_.is_unchanged() || (output_ && !input_); }
 
-  // The value as it was rounded, with this node for its history.
+  // The value as it was rounded, with its history.
   at::Tensor unpack_value() {
     if (has_value()) return output_.variable.unpack(getptr());
     check_input_unchanged();
-    at::Tensor value;
-    {
-      const at::NoGradGuard no_grad;
-      const at::Tensor input = input_.variable.unpack(getptr());
-      value = compute<F>(input, /*with_derivative=*/false, /*in_place=*/false).value;
+    // Computed again, it has a node of its own where the gradient may be differentiated.
+    const at::Tensor input = unpack_input();
+    if (is_above_transforms(input)) {
+      return call_from_above({number_of_function<F>, Work::value}, {&input}, Saved::automatic);
     }
-    if (!at::GradMode::is_enabled()) return value;
-    return SavedVariable(value, /*is_output=*/true).unpack(getptr());
+    return is_recorded(input)
+               ? apply_to(input, Saved::automatic)
+               : compute<F>(input, /*with_derivative=*/false, /*in_place=*/false).value;
   }
 
   void check_input_unchanged() const {
@@ -774,11 +820,10 @@ class FunctionNode : public consumers::Asking {
            (is_laid_out_alike(grad, derivative) || is_expanded_number);
   }
 
-  // `edge` leads to the input.
-  static at::Tensor gradient(const variable_list& grads, const Source& source, const Choice& choice,
-                             const torch::autograd::Edge& edge) {
+  static at::Tensor gradient(const variable_list& grads, const Source& source,
+                             const Choice& choice) {
     at::Tensor sum;
-    if (grads[0].defined()) sum = first_term(grads[0], source, choice, edge);
+    if (grads[0].defined()) sum = first_term(grads[0], source, choice);
     if (grads.size() > 1 && grads[1].defined()) {
       const at::Tensor term = second_product<F>(grads[1], source);
       sum = sum.defined() ? sum + term : term;
@@ -786,8 +831,7 @@ class FunctionNode : public consumers::Asking {
     return sum;
   }
 
-  static at::Tensor first_term(const at::Tensor& grad, const Source& source, const Choice& choice,
-                               const torch::autograd::Edge& edge) {
+  static at::Tensor first_term(const at::Tensor& grad, const Source& source, const Choice& choice) {
     if (choice.factor == Factor::derivative) return first_product<F>(grad, source);
     if (choice.factor == Factor::at_exit) {
       const auto input = source.input.defined() ? OptionalTensor(source.input) : std::nullopt;
@@ -796,9 +840,10 @@ class FunctionNode : public consumers::Asking {
     }
     const bool is_before_bce =
         choice.factor == Factor::before_bce || choice.factor == Factor::upper_before_bce;
-    if (is_before_bce && edge.is_valid() && is_recorded(grad, source.value) && !has_tangent(grad) &&
-        !has_tangent(source.value)) {
-      return ProductNode<F>::apply_to(grad, source.value, choice, edge);
+    if (is_before_bce && is_recorded(grad, source.value) && !has_tangent(grad) &&
+        !has_tangent(source.value) && !is_above_transforms(grad, source.value)) {
+      const torch::autograd::Edge edge = edge_behind(source.value);
+      if (edge.is_valid()) return ProductNode<F>::apply_to(grad, source.value, choice, edge);
     }
     return product_from_value<F>(grad, source.value, choice);
   }
@@ -809,7 +854,7 @@ class FunctionNode : public consumers::Asking {
     if (of.choice.factor != Factor::derivative) {
       source.value = source.output.defined() ? source.output : F::torch_value(source.input);
     }
-    return {gradient(grads, source, of.choice, {})};
+    return {gradient(grads, source, of.choice)};
   }
 
   Kept derivative_, input_, output_;
@@ -895,6 +940,9 @@ void Autograd<F>::value_and_derivative_out(const at::Tensor& input, at::Tensor v
 
 template <class F>
 at::Tensor Autograd<F>::backward(const at::Tensor& grad, const at::Tensor& input) {
+  if (is_above_transforms(grad, input)) {
+    return call_from_above({number_of_function<F>, Work::backward}, {&grad, &input});
+  }
   if (!is_transformed() && (!is_for_kernels(grad) || !is_for_kernels(input))) {
     return composed_backward<F>(grad, input);
   }
@@ -909,6 +957,9 @@ at::Tensor Autograd<F>::backward(const at::Tensor& grad, const at::Tensor& input
 
 template <class F>
 at::Tensor Autograd<F>::backward_from_output(const at::Tensor& grad, const at::Tensor& output) {
+  if (is_above_transforms(grad, output)) {
+    return call_from_above({number_of_function<F>, Work::backward_from_output}, {&grad, &output});
+  }
   if (is_recorded(grad, output) || !is_for_kernels(grad) || !is_for_kernels(output)) {
     return F::torch_gradient(grad, output);
   }
@@ -918,6 +969,10 @@ at::Tensor Autograd<F>::backward_from_output(const at::Tensor& grad, const at::T
 template <class F>
 at::Tensor Autograd<F>::backward_from_derivative(const at::Tensor& grad,
                                                  const at::Tensor& derivative) {
+  if (is_above_transforms(grad, derivative)) {
+    return call_from_above({number_of_function<F>, Work::backward_from_derivative},
+                           {&grad, &derivative});
+  }
   if (is_recorded(grad, derivative) || !is_for_kernels(grad) || !is_for_kernels(derivative)) {
     return grad * derivative;
   }
@@ -927,13 +982,17 @@ at::Tensor Autograd<F>::backward_from_derivative(const at::Tensor& grad,
 template <class F>
 at::Tensor Autograd<F>::backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
                                             at::ScalarType loss_dtype) {
+  if (is_above_transforms(grad, output)) {
+    return call_from_above({number_of_function<F>, Work::backward_before_bce}, {&grad, &output},
+                           loss_dtype);
+  }
   const bool is_dual = has_tangent(grad) || has_tangent(output);
   if (is_recorded(grad, output)) {
     // Under transforms, where another level asked for this, the output is a sigmoid's.
-    const auto node = output.grad_fn();
-    if (!is_dual && node && dynamic_cast<const FunctionNode<F>*>(node.get()) != nullptr) {
+    const torch::autograd::Edge edge = FunctionNode<F>::edge_behind(output);
+    if (!is_dual && edge.is_valid()) {
       return ProductNode<F>::apply_to(grad, output, {Factor::before_bce, loss_dtype, loss_dtype},
-                                      node->next_edge(0));
+                                      edge);
     }
   } else if (!is_dual && (is_transformed() || (is_for_kernels(grad) && is_for_kernels(output)))) {
     return call<F>(Work::backward_before_bce, {&grad, &output}, loss_dtype);

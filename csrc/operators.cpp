@@ -159,6 +159,12 @@ void call_operator(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tenso
   }
 }
 
+at::Tensor call_from_above(KernelNumber kernel, Tensors inputs, Argument argument) {
+  std::vector<c10::IValue> stack = arguments_of({}, inputs, argument);
+  call_boxed(operator_of(kernel).full_name, stack);
+  return std::move(stack[0]).toTensor();
+}
+
 at::Tensor call_backward_at_exit(size_t function, const at::Tensor& grad,
                                  const OptionalTensor& input, const at::Tensor& output,
                                  int64_t exit) {

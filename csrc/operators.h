@@ -48,6 +48,9 @@ using Argument = std::variant<std::monostate, Saved, at::ScalarType>;
 void call_operator(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tensors inputs,
                    Argument argument = {});
 
+// Calls the operator of a gradient from above autograd, as torch's own nodes call theirs.
+at::Tensor call_from_above(KernelNumber kernel, Tensors inputs, Argument argument = {});
+
 // Calls the operator of Autograd<F>::backward_at_exit, below autograd.
 at::Tensor call_backward_at_exit(size_t function, const at::Tensor& grad,
                                  const OptionalTensor& input, const at::Tensor& output,

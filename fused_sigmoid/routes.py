@@ -132,7 +132,7 @@ ROUTES = (
     (lambda call: is_compiling() and not torch.is_grad_enabled(), _composed),
     # In eager mode, subclasses and dispatch modes see the ATen operations that the extension's node
     # composes the value of.
-    (lambda call: not (is_compiling() or transforms()), _node_or_composed),
+    (lambda call: not (is_compiling() or _is_transformed(call.input)), _node_or_composed),
     # torch.compile and the transforms of torch.func differentiate the operator.
     (lambda call: True, _operator),
 )
@@ -158,6 +158,11 @@ def check_saved(saved: object) -> None:
 def transforms() -> list[Any]:
     """The types of the active ``torch.func`` transforms, the outermost first."""
     return [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+
+
+def _is_transformed(input: Tensor) -> bool:
+    """Whether a transform of ``torch.func`` is active, or was when it made the tensor."""
+    return bool(transforms()) or torch._C._functorch.is_gradtrackingtensor(input)
 
 
 def has_own_rules(argument: Any) -> bool:
