@@ -764,14 +764,21 @@ class FunctionNode : public consumers::Asking {
   at::Tensor unpack_value() {
     if (has_value()) return output_.variable.unpack(getptr());
     check_input_unchanged();
-    // Computed again, it has a node of its own where the gradient may be differentiated.
-    const at::Tensor input = unpack_input();
+    const at::Tensor input = input_.variable.unpack(getptr());
     if (is_above_transforms(input)) {
       return call_from_above({number_of_function<F>, Work::value}, {&input}, Saved::automatic);
     }
-    return is_recorded(input)
-               ? apply_to(input, Saved::automatic)
-               : compute<F>(input, /*with_derivative=*/false, /*in_place=*/false).value;
+    // Computed again, it has a node of its own, or this one if the input was detached since.
+    if (is_recorded(input) && input_.has_history()) return apply_to(input, Saved::automatic);
+    at::Tensor value;
+    {
+      const at::NoGradGuard no_grad;
+      value = compute<F>(input, /*with_derivative=*/false, /*in_place=*/false).value;
+    }
+    if (at::GradMode::is_enabled()) {
+      torch::autograd::impl::set_gradient_edge(value, {getptr(), /*input_nr=*/0});
+    }
+    return value;
   }
 
   void check_input_unchanged() const {

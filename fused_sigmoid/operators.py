@@ -91,16 +91,26 @@ def _batched(
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     others = arguments[len(tensors) :]
     dims = in_dims[: len(tensors)]
-    rank = max(t.dim() - (d is not None) for t, d in zip(tensors, dims, strict=True))
-    batched = (_batch_first(t, d, rank) for t, d in zip(tensors, dims, strict=True))
+    ranks = [t.dim() - (d is not None) for t, d in zip(tensors, dims, strict=True)]
+    rank = max(ranks)
+    # A gradient's operator looks for the node of what was kept, which comes last and is no view.
+    at = dims[-1] if dims[-1] is not None and min(ranks) == rank else 0
+    batched = (_batch_at(at, t, d, rank) for t, d in zip(tensors, dims, strict=True))
     result = operator(*batched, *others, **options)
-    return result, {0: None, 1: 0, 2: (0, 0)}[len(operator.default._schema.returns)]
+    return result, {0: None, 1: at, 2: (at, at)}[len(operator.default._schema.returns)]
 
 
-def _batch_first(tensor: Tensor, batch_dim: int | None, rank: int) -> Tensor:
-    """The batch dimension first, or of size 1 without one, then exactly ``rank`` dimensions."""
-    tensor = tensor.unsqueeze(0) if batch_dim is None else tensor.movedim(batch_dim, 0)
-    return tensor.reshape(tensor.shape[:1] + (1,) * (rank + 1 - tensor.dim()) + tensor.shape[1:])
+def _batch_at(at: int, tensor: Tensor, batch_dim: int | None, rank: int) -> Tensor:
+    """The batch dimension brought to ``at``, or of size 1 without one. It is 0 if there are fewer
+    than ``rank`` others: these are filled up behind it."""
+    if batch_dim is None:
+        tensor = tensor.unsqueeze(at)
+    elif batch_dim != at:
+        tensor = tensor.movedim(batch_dim, at)
+    missing = rank + 1 - tensor.dim()
+    if missing == 0:
+        return tensor
+    return tensor.reshape(tensor.shape[:1] + (1,) * missing + tensor.shape[1:])
 
 
 # The operators that every function has.

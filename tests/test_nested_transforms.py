@@ -19,6 +19,8 @@ from fused_sigmoid import FusedSigmoid
 
 Function = Callable[[Tensor], Tensor]
 
+SAVED = ("auto", "derivative", "input", "output")
+
 SIGMOIDS: dict[str, Function] = {
     "auto": fused_sigmoid.sigmoid,
     "derivative": FusedSigmoid(saved="derivative"),
@@ -202,6 +204,40 @@ def test_gradient_through_an_inner_step_of_training() -> None:
 
     for ours, torchs in zip(gradients(FusedSigmoid()), gradients(torch.nn.Sigmoid()), strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("saved", SAVED)
+def test_batch_between_derivatives_of_a_saturated_loss(saved: str, dim: int) -> None:
+    """What is differentiated again is the gradient that undoes the loss's division."""
+    x = torch.tensor([[1.0, 17.0], [30.0, 40.0]], dtype=torch.float64)
+    sigmoid = FusedSigmoid(saved=saved)
+
+    def loss(x: Tensor) -> Tensor:
+        y = sigmoid(x)
+        return functional.binary_cross_entropy(y, torch.zeros_like(y), reduction="sum")
+
+    second = grad(lambda x: vmap(grad(loss), dim)(x).sum())(x)
+    exact = x.sigmoid() * (-x).sigmoid()
+    torch.testing.assert_close(second, exact, rtol=0, atol=1e-14)
+    leaf = x.clone().requires_grad_()
+    (second,) = torch.autograd.grad(vmap(grad(loss), dim)(leaf).sum(), leaf)
+    torch.testing.assert_close(second, exact, rtol=0, atol=1e-14)
+
+
+def test_input_detached_before_the_backward_pass() -> None:
+    def gradients(sigmoid: torch.nn.Module) -> tuple[Tensor, Tensor]:
+        leaf = POINTS.clone().requires_grad_()
+        x = leaf * 1.1
+        y = sigmoid(x)
+        x.detach_()
+        loss = functional.binary_cross_entropy(y, torch.full_like(y, 0.3))
+        (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        return first, torch.autograd.grad(first.sum(), leaf)[0]
+
+    for saved in SAVED:
+        ours = gradients(FusedSigmoid(saved=saved))
+        torch.testing.assert_close(ours, gradients(torch.nn.Sigmoid()), rtol=1e-9, atol=1e-12)
 
 
 def test_tensor_of_a_transform_that_has_ended() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests import fuzz_programs, load
+from tests import defects, fuzz_programs, load
 from tests.native import run
 
 pytest.importorskip("tabulate")
@@ -33,6 +33,11 @@ def figures() -> dict[str, Any]:
 
 def test_page_holds_the_recorded_figures() -> None:
     assert reliability.main([str(FIGURES), "--write", str(PAGE), "--check"]) == 0
+
+
+@pytest.mark.parametrize("defect", defects.DEFECTS, ids=lambda defect: defect.name)
+def test_a_defect_has_its_place(defect: defects.Defect) -> None:
+    assert (ROOT / defect.file).read_text(encoding="utf-8").count(defect.old) == 1
 
 
 def test_the_recorded_runs_are_full(figures: dict[str, Any]) -> None:
