@@ -20,6 +20,7 @@
 #include "consumers.h"
 #include "kept.h"
 #include "layout.h"
+#include "node.h"
 #include "operators.h"
 
 namespace fused_sigmoid {
@@ -49,12 +50,6 @@ void call_into(Work work, at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
 }
 
 // These tell what is active around a call, and what it means for a tensor.
-
-// In inference mode, and below autograd, nothing is recorded even where gradients were enabled.
-bool records() {
-  return at::GradMode::is_enabled() &&
-         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradFunctionality);
-}
 
 // A batch of gradients (is_grads_batched) has its history beneath it, where operations of ATen
 // record it.
@@ -327,44 +322,11 @@ struct TracedArguments {
   }
 };
 
-using Traced = variable_list(const variable_list& grads, const std::vector<c10::IValue>& packed);
-
-variable_list call_traced(const Node& node, Traced* function, const variable_list& grads,
-                          const std::array<at::Tensor, 3>& tensors, const Choice& choice,
-                          torch::dynamo::autograd::SwapSavedVariables& swap) {
-  namespace dynamo = torch::dynamo::autograd;
-  dynamo::PackedArgs arguments;
-  for (const at::Tensor& tensor : tensors) arguments.pack(tensor);
-  for (const int64_t number : numbers_of(choice)) arguments.pack(number);
-  std::vector<at::TypePtr> types(tensors.size(), at::TensorType::get());
-  types.resize(types.size() + numbers_of(choice).size(), at::IntType::get());
-  const auto& compiler = dynamo::getPyCompilerInterface();
-  const std::string name =
-      compiler->bind_function(swap.get_py_compiler(), node.name(), function, types,
-                              /*is_custom_function=*/true, /*is_traceable=*/true);
-  return compiler->call_function(
-      swap.get_py_compiler(), "apply_functional", name, grads, std::move(arguments).vec(),
-      dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
-          dynamo::get_input_metadata(node.next_edges())));
-}
-
 template <class F>
 std::string name_of_node(const char* suffix) {
   std::string name = F::name;
   name[0] = static_cast<char>(std::toupper(name[0]));
   return "Fused" + name + suffix;
-}
-
-// A node, held by std::shared_ptr or, in newer releases of torch, by c10::intrusive_ptr.
-template <class T>
-auto make_node() {
-  using Base = decltype(std::declval<T&>().getptr());
-  if constexpr (std::is_same_v<Base, std::shared_ptr<Node>>) {
-    // The name is unqualified, so that releases without this function compile.
-    return std::shared_ptr<T>(new T, [](T* made) { deleteNode(made); });
-  } else {
-    return c10::make_intrusive<T>();
-  }
 }
 
 // The node of a gradient that may be differentiated: grad * factor, where the factor is f' of an
@@ -427,8 +389,9 @@ class ProductNode : public Node {
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
     swap.before(grad_);
     swap.before(source_);
-    auto result =
-        call_traced(*this, traced, outer, {grad_.unpack(), source_.unpack(), {}}, choice_, swap);
+    auto result = call_traced(*this, traced, outer,
+                              std::array{grad_.unpack(), source_.unpack(), at::Tensor()},
+                              numbers_of(choice_), swap);
     swap.after(grad_);
     swap.after(source_);
     return result;
@@ -656,7 +619,8 @@ class FunctionNode : public consumers::Asking {
     }
     const Source source = unpack(chosen);
     auto result = call_traced(*this, traced, grads,
-                              {source.derivative, source.input, source.output}, choice, swap);
+                              std::array{source.derivative, source.input, source.output},
+                              numbers_of(choice), swap);
     for (const auto& [kept, is_chosen, is_output] : parts(*this, chosen)) {
       if (is_chosen) swap.after(kept->variable);
     }
@@ -807,17 +771,10 @@ class FunctionNode : public consumers::Asking {
   // this node runs no more. One allocation, and one tensor in the cache, less.
   bool takes_derivative(const at::Tensor& grad, const Source& source) {
     const at::Tensor& derivative = source.derivative;
-    if (is_pair_ || !derivative.defined() || !grad.defined() || derivative_.variable.has_hooks() ||
-        at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
+    if (is_pair_ || !derivative.defined() || !grad.defined() ||
+        !is_last_use(*this, derivative_.variable, derivative)) {
       return false;
     }
-    // A hook may run the node as well, and in place on a view another node does.
-    if (torch::autograd::get_current_node().get() != this || !pre_hooks().empty() ||
-        !tensor_pre_hooks().empty() || !post_hooks().empty()) {
-      return false;
-    }
-    constexpr size_t references = 2;  // the saved one and the caller's
-    if (derivative.use_count() != references || derivative.storage().use_count() != 1) return false;
     const bool is_expanded_number = std::all_of(grad.strides().begin(), grad.strides().end(),
                                                 [](int64_t stride) { return stride == 0; });
     // The result has then the strides that torch gives it.

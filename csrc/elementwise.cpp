@@ -13,13 +13,9 @@
 #include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
 #include "cpu/streaming.h"
-
-#if defined(__x86_64__) || defined(_M_X64)
-#include <xmmintrin.h>
-#endif
+#include "floating_point_mode.h"
 
 namespace fused_sigmoid {
-namespace {
 
 Dtype kernel_dtype(at::ScalarType dtype, const std::string& name) {
   switch (dtype) {
@@ -38,6 +34,8 @@ Dtype kernel_dtype(at::ScalarType dtype, const std::string& name) {
   }
 }
 
+namespace {
+
 // Named tensors are gone from newer releases of torch, and their functions with them.
 template <class Tensor>
 auto has_names(const Tensor& tensor, int) -> decltype(tensor.has_names()) {
@@ -47,29 +45,6 @@ template <class Tensor>
 bool has_names(const Tensor&, long) {
   return false;
 }
-
-// How the calling thread rounds and whether it flushes subnormals (torch.set_flush_denormal), for
-// torch's other threads to compute alike: which of them computes an element is chance.
-class FloatingPointMode {
- public:
-#if defined(__x86_64__) || defined(_M_X64)
-  template <class Function>
-  void run(const Function& function) const {
-    const unsigned own = _mm_getcsr();
-    if (own != control_) _mm_setcsr(control_);
-    function();
-    if (own != control_) _mm_setcsr(own);
-  }
-
- private:
-  unsigned control_ = _mm_getcsr();
-#else
-  template <class Function>
-  void run(const Function& function) const {
-    function();
-  }
-#endif
-};
 
 // A call whose tensors have one shape and dtype. Its operands stand in the kernel's order, outputs
 // first.

@@ -8,8 +8,12 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
+#include <iterator>
+#include <optional>
 #include <stdexcept>
 
+#include "binary_cross_entropy.h"
 #include "consumers.h"
 #include "cpu/fresh_memory.h"
 #include "cpu/kernels.h"
@@ -109,6 +113,39 @@ PyObject* value_and_derivative(PyObject*, PyObject* object) {
   auto [value, derivative] = without_gil([&] { return Autograd<F>::value_and_derivative(*input); });
   return Py_BuildValue("(NN)", THPVariable_Wrap(std::move(value)),
                        THPVariable_Wrap(std::move(derivative)));
+  END_HANDLE_TH_ERRORS
+}
+
+// The tensor of an optional argument, undefined for None; of what kernels may not see, no result.
+std::optional<at::Tensor> optional_kernel_tensor(PyObject* object) {
+  if (object == Py_None) return at::Tensor();
+  const at::Tensor* tensor = kernel_tensor(object);
+  return tensor == nullptr ? std::nullopt : std::optional(*tensor);
+}
+
+// Takes (input, target, weight, pos_weight, reduction, return_probability).
+PyObject* binary_cross_entropy_with_logits(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  using namespace binary_cross_entropy;
+  if (!has_arguments("binary_cross_entropy_with_logits", count, 6)) return nullptr;
+  static PyObject* const reductions[] = {PyUnicode_InternFromString("none"),
+                                         PyUnicode_InternFromString("mean"),
+                                         PyUnicode_InternFromString("sum")};
+  const at::Tensor *input = kernel_tensor(args[0]), *target = kernel_tensor(args[1]);
+  const auto weight = optional_kernel_tensor(args[2]), pos_weight = optional_kernel_tensor(args[3]);
+  const auto* reduction = std::find(std::begin(reductions), std::end(reductions), args[4]);
+  if (!input || !target || !weight || !pos_weight || reduction == std::end(reductions)) {
+    Py_RETURN_NONE;
+  }
+  const bool with_probability = PyObject_IsTrue(args[5]) == 1;
+  auto results = without_gil([&] {
+    return loss({*input, *target, *weight, *pos_weight},
+                static_cast<Reduction>(reduction - std::begin(reductions)), with_probability);
+  });
+  if (!results) Py_RETURN_NONE;
+  PyObject* const loss = THPVariable_Wrap(std::move(results->loss));
+  if (!with_probability) return loss;
+  return Py_BuildValue("(NN)", loss, THPVariable_Wrap(std::move(results->probability)));
   END_HANDLE_TH_ERRORS
 }
 
@@ -218,6 +255,7 @@ void copy_tensor_streamed(const at::Tensor& to, const at::Tensor& from) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   using namespace fused_sigmoid;
   for_each_function([&](auto function) { add_function<decltype(function)>(module); });
+  add_method(module, "binary_cross_entropy_with_logits", binary_cross_entropy_with_logits);
   // In the order of their kernels' numbers.
   module.def("functions", [] {
     py::list names;

@@ -28,6 +28,16 @@ class Extension(Protocol):
       ``followed_name_with_derivative(input)`` return None for one that autograd does not follow.
     """
 
+    def binary_cross_entropy_with_logits(
+        self,
+        input: Any,
+        target: Any,
+        weight: Any,
+        pos_weight: Any,
+        reduction: str,
+        return_probability: bool,
+        /,
+    ) -> Any: ...
     def __getattr__(self, name: str) -> Callable[..., Any]: ...
     def check_settings(self) -> None: ...
     def functions(self) -> tuple[str, ...]: ...

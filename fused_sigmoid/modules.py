@@ -1,6 +1,8 @@
-"""The module users put in place of ``torch.nn.Sigmoid``."""
+"""The modules users put in place of ``torch.nn.Sigmoid`` and ``torch.nn.BCEWithLogitsLoss``."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from ._extension import extension
+from .binary_cross_entropy import binary_cross_entropy_with_logits, refuse_legacy
 from .functions.sigmoid import sigmoid
 from .routes import check_saved
 
@@ -68,3 +71,66 @@ class FusedSigmoid(nn.Sigmoid):
 
     def extra_repr(self) -> str:
         return "" if self.saved == "auto" else f"saved={self.saved!r}"
+
+
+class FusedBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+    """``torch.nn.BCEWithLogitsLoss``, exact on both tails and in one pass over the logits.
+
+    .. math:: l = w ((1 - t) \\log(1 + e^x) + p t \\log(1 + e^{-x}))
+
+    Args:
+        weight: w, of a shape that broadcasts to that of the logits; a buffer.
+        size_average, reduce: torch's names for ``reduction`` before there was that; not accepted.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        pos_weight: p, of a shape that broadcasts to that of the logits; a buffer.
+        return_probability: whether to return a tuple of the loss and σ(x), of the same pass.
+
+    Shape:
+        - Input and target: any shape, the same for both, of floating dtypes.
+        - Output: a number, or with ``reduction="none"`` the shape of the input.
+
+    Raises:
+        TypeError: ``size_average`` or ``reduce`` is given.
+
+    See :func:`fused_sigmoid.binary_cross_entropy_with_logits`. A module that was turned from a
+    ``torch.nn.BCEWithLogitsLoss`` keeps its buffers and its reduction. TorchScript runs torch's.
+
+    >>> import torch, fused_sigmoid
+    >>> criterion = fused_sigmoid.FusedBCEWithLogitsLoss(pos_weight=torch.tensor(3.0))
+    >>> criterion(torch.tensor([-20.0, 0.0]), torch.tensor([0.0, 1.0]))
+    tensor(1.0397)
+    """
+
+    # The class has it too, for an nn.BCEWithLogitsLoss that becomes one of these.
+    return_probability = False
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: None = None,
+        reduce: None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+        return_probability: bool = False,
+    ) -> None:
+        refuse_legacy(size_average, reduce)
+        super().__init__(weight, reduction=reduction, pos_weight=pos_weight)
+        self.return_probability = return_probability
+
+    def forward(self, input: Tensor, target: Tensor) -> Any:
+        """The loss, or with ``return_probability`` a tuple of it and σ of every logit."""
+        if not is_scripting():
+            return binary_cross_entropy_with_logits(
+                input,
+                target,
+                self.weight,
+                pos_weight=self.pos_weight,
+                reduction=self.reduction,
+                return_probability=self.return_probability,
+            )
+        return nn.functional.binary_cross_entropy_with_logits(
+            input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
+        )
+
+    def extra_repr(self) -> str:
+        return "return_probability=True" if self.return_probability else ""

@@ -15,11 +15,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils._contextlib import context_decorator
 
+from .binary_cross_entropy import REDUCTIONS, binary_cross_entropy_with_logits
 from .functions.sigmoid import sigmoid, sigmoid_
-from .modules import FusedSigmoid
+from .modules import FusedBCEWithLogitsLoss, FusedSigmoid
 from .routes import check_saved, has_own_rules, transforms
 
 _LOGGER = logging.getLogger(__package__)
+
+# torch's modules, and what they become.
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Sigmoid: FusedSigmoid,
+    nn.BCEWithLogitsLoss: FusedBCEWithLogitsLoss,
+}
 
 # Where a turned module keeps its class, if that was a subclass, and an attribute of its own that
 # was named ``saved``.
@@ -28,14 +35,15 @@ _SAVED = "saved_before_fused_sigmoid"
 
 
 def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool = False) -> int:
-    """Turns every ``nn.Sigmoid`` in ``model`` into a :class:`FusedSigmoid`, in place.
+    """Turns every ``nn.Sigmoid`` in ``model`` into a :class:`FusedSigmoid`, and every
+    ``nn.BCEWithLogitsLoss`` into a :class:`FusedBCEWithLogitsLoss`, in place.
 
-    The module objects stay the same: hooks, training flags, sharing, names and the state dict
-    are untouched, and ``model`` itself may be an ``nn.Sigmoid``. What is a :class:`FusedSigmoid`
-    already keeps its ``saved``. A module with a ``forward`` of its own, be it the class's or set on
-    the object, may compute something else and is left alone.
+    The module objects stay the same: hooks, training flags, sharing, names, buffers and the state
+    dict are untouched, and ``model`` itself may be such a module. What is turned already keeps its
+    ``saved``. A module with a ``forward`` of its own, be it the class's or set on the object, may
+    compute something else and is left alone.
 
-    It does not see what is no ``nn.Sigmoid``: calls of ``torch.sigmoid`` in a ``forward``, classes
+    It does not see what is no such module: calls of ``torch.sigmoid`` in a ``forward``, classes
     of other libraries such as ``timm.layers.Sigmoid``. :class:`override` catches those. Where there
     was nothing to turn, a warning of the logger ``fused_sigmoid`` says so.
 
@@ -45,10 +53,9 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool =
 
     Args:
         model: the module to search, itself included.
-        saved: what the new modules keep for the backward pass; see :func:`fused_sigmoid.sigmoid`.
-        subclasses: whether modules of subclasses of ``nn.Sigmoid`` are turned as well. Until
-            :func:`restore_sigmoid` they are of the class :class:`FusedSigmoid`, without the methods
-            of the subclass.
+        saved: what the new sigmoids keep for the backward pass; see :func:`fused_sigmoid.sigmoid`.
+        subclasses: whether modules of subclasses are turned as well. Until :func:`restore_sigmoid`
+            they are of the fused class, without the methods of the subclass.
 
     Returns:
         How many modules were turned; a shared one counts once.
@@ -67,35 +74,32 @@ def replace_sigmoid(model: nn.Module, *, saved: str = "auto", subclasses: bool =
     """
     check_saved(saved)
     modules = _modules(model)
-    turned = [
-        module
-        for module in modules
-        if isinstance(module, nn.Sigmoid)
-        and (subclasses or type(module) is nn.Sigmoid)
-        and getattr(module.forward, "__func__", None) is nn.Sigmoid.forward
-    ]
+    turned = [module for module in modules if _can_be_turned(module, subclasses)]
     for module in turned:
-        if type(module) is not nn.Sigmoid:
+        original = _original_of(module)
+        if type(module) is not original:
             module.__dict__[_CLASS] = type(module)
-        if "saved" in module.__dict__:
-            module.__dict__[_SAVED] = module.__dict__["saved"]
-        module.__class__ = FusedSigmoid
-        module.__dict__["saved"] = saved
-    if not turned and not any(isinstance(module, FusedSigmoid) for module in modules):
+        module.__class__ = _FUSED[original]
+        if original is nn.Sigmoid:
+            if "saved" in module.__dict__:
+                module.__dict__[_SAVED] = module.__dict__["saved"]
+            module.__dict__["saved"] = saved
+    if not turned and not any(isinstance(module, tuple(_FUSED.values())) for module in modules):
         # Not an error, yet nothing came of the call, which its returned 0 is easily missed to say.
         _LOGGER.warning(
-            "replace_sigmoid() found no nn.Sigmoid to turn in %s. It leaves alone calls of "
-            "torch.sigmoid and the like, classes of other libraries, and subclasses of nn.Sigmoid "
-            "without subclasses=True; run the model inside 'with fused_sigmoid.override():' to "
-            "catch what Python code calls",
+            "replace_sigmoid() found no nn.Sigmoid and no nn.BCEWithLogitsLoss to turn in %s. It "
+            "leaves alone calls of torch.sigmoid and the like, classes of other libraries, and "
+            "subclasses without subclasses=True; run the model inside "
+            "'with fused_sigmoid.override():' to catch what Python code calls",
             type(model).__name__,
         )
     return len(turned)
 
 
 def restore_sigmoid(model: nn.Module) -> int:
-    """Turns every :class:`FusedSigmoid` in ``model`` into an ``nn.Sigmoid``, in place, or into the
-    subclass of it that it was.
+    """Turns every :class:`FusedSigmoid` in ``model`` into an ``nn.Sigmoid``, and every
+    :class:`FusedBCEWithLogitsLoss` into an ``nn.BCEWithLogitsLoss``, in place, or into the subclass
+    of it that it was.
 
     Returns:
         How many modules were turned; a shared one counts once.
@@ -103,13 +107,29 @@ def restore_sigmoid(model: nn.Module) -> int:
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
     """
-    turned = [module for module in _modules(model) if type(module) is FusedSigmoid]
+    turned = [module for module in _modules(model) if type(module) in _FUSED.values()]
     for module in turned:
-        module.__class__ = module.__dict__.pop(_CLASS, nn.Sigmoid)
-        module.__dict__.pop("saved", None)
-        if _SAVED in module.__dict__:
-            module.__dict__["saved"] = module.__dict__.pop(_SAVED)
+        original = _original_of(module)
+        module.__class__ = module.__dict__.pop(_CLASS, original)
+        if original is nn.Sigmoid:
+            module.__dict__.pop("saved", None)
+            if _SAVED in module.__dict__:
+                module.__dict__["saved"] = module.__dict__.pop(_SAVED)
     return len(turned)
+
+
+def _original_of(module: nn.Module) -> type[nn.Module]:
+    """The class of torch that the module's is, or derives from."""
+    return next(original for original in _FUSED if isinstance(module, original))
+
+
+def _can_be_turned(module: nn.Module, subclasses: bool) -> bool:
+    if not isinstance(module, tuple(_FUSED)):
+        return False
+    original = _original_of(module)
+    return (subclasses or type(module) is original) and (
+        getattr(module.forward, "__func__", None) is original.forward
+    )
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:
@@ -121,8 +141,8 @@ def _modules(model: nn.Module) -> list[nn.Module]:
 # torch.utils.checkpoint computes again outside of every torch function mode (pytorch#84864). Two
 # sigmoids keep different tensors of one shape: with torch's in place of ours an output would be
 # taken for an input or a derivative. So a sigmoid is computed again by the one that computed it the
-# first time. What a checkpoint knows of its two computations is its frame, where each sigmoid that
-# was overridden is noted.
+# first time, and likewise a loss. What a checkpoint knows of its two computations is its frame,
+# where each function that was overridden is noted.
 _OVERRIDDEN = "overridden_by_fused_sigmoid"
 _ENTERED = "entered_by_fused_sigmoid"
 
@@ -224,6 +244,46 @@ def _enter_checkpoint() -> None:
         )
 
 
+def _loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    saved: str,
+) -> Tensor:
+    if size_average is not None or reduce is not None:
+        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+
+    def theirs(_: Tensor) -> Tensor:
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        return loss(input, target, weight, pos_weight=pos_weight, reduction=reduction)
+
+    def ours(_: str) -> Tensor:
+        loss: Tensor = binary_cross_entropy_with_logits(
+            input, target, weight, pos_weight=pos_weight, reduction=reduction
+        )
+        return loss
+
+    return _compute(ours, theirs, input, saved)
+
+
+def _loss_by_number(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = 1,
+    *,
+    saved: str,
+) -> Tensor:
+    name = REDUCTIONS[reduction]
+    return _loss(input, target, weight, reduction=name, pos_weight=pos_weight, saved=saved)
+
+
 # What takes their place, with the block's ``saved``.
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.sigmoid: _sigmoid,
@@ -232,6 +292,8 @@ _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.nn.functional.sigmoid: _sigmoid,
     torch.sigmoid_: _sigmoid_,
     torch.Tensor.sigmoid_: _sigmoid_,
+    torch.nn.functional.binary_cross_entropy_with_logits: _loss,
+    torch.binary_cross_entropy_with_logits: _loss_by_number,
     torch._C._set_grad_enabled: _set_grad_enabled,
 }
 
@@ -239,11 +301,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class override(TorchFunctionMode):  # noqa: N801 - used like a function
-    """Inside ``with override():`` every sigmoid that Python code calls is the fused one.
+    """Inside ``with override():`` every sigmoid that Python code calls is the fused one, and so is
+    every binary cross entropy with logits.
 
     It catches ``torch.sigmoid``, ``Tensor.sigmoid``, ``Tensor.sigmoid_``, ``torch.sigmoid_``,
-    ``torch.nn.functional.sigmoid`` and ``torch.special.expit``, however they were imported, and
-    with them ``nn.Sigmoid`` and the classes of other libraries that call one of these.
+    ``torch.nn.functional.sigmoid``, ``torch.special.expit`` and
+    ``torch.nn.functional.binary_cross_entropy_with_logits``, however they were imported, and with
+    them ``nn.Sigmoid``, ``nn.BCEWithLogitsLoss`` and the classes of other libraries that call one
+    of these.
 
     It does not catch, and the gradient stays torch's in:
 

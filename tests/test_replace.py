@@ -134,7 +134,7 @@ def test_nothing_to_replace_is_said(
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("fused_sigmoid", logging.WARNING)
     message = record.getMessage()
-    assert f"found no nn.Sigmoid to turn in {make.__name__}." in message
+    assert f"found no nn.Sigmoid and no nn.BCEWithLogitsLoss to turn in {make.__name__}." in message
     assert "with fused_sigmoid.override():" in message
 
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../functions/functions.h"
+#include "loss_kernels.h"
 
 namespace fused_sigmoid {
 
@@ -20,9 +21,13 @@ constexpr size_t dtype_count = 4;
 struct KernelTable {
   const char* instruction_set;
   std::array<std::array<Kernel, dtype_count>, kernel_count> kernels;
+  LossKernels losses;
 
   Kernel get(KernelNumber number, Dtype dtype) const {
     return kernels[number.index()][static_cast<size_t>(dtype)];
+  }
+  LossKernel get(LossWork work, Dtype dtype) const {
+    return losses[work.number()][static_cast<size_t>(dtype)];
   }
 };
 

@@ -11,6 +11,7 @@
 
 #include "half.h"
 #include "kernels.h"
+#include "loss_loops.h"
 
 namespace fused_sigmoid {
 
@@ -117,7 +118,8 @@ constexpr void fill_in(KernelTable& table, std::index_sequence<works...>) {
 
 template <class Vectors>
 constexpr KernelTable kernel_table(const char* instruction_set) {
-  KernelTable table{instruction_set, {}};
+  KernelTable table{
+      instruction_set, {}, loss_kernels<Vectors>(std::make_index_sequence<loss_work_count>())};
   for_each_function([&](auto function) {
     fill_in<Vectors, decltype(function)>(table, std::make_index_sequence<work_count>());
   });

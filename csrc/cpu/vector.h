@@ -7,13 +7,14 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <type_traits>
 
 #include "half.h"
 
 namespace fused_sigmoid {
 
-// A vector is one register or two, computed operation by operation: each of two hides the latency
-// of the other even where the processor does not look far enough ahead to find independent work.
+// A vector is one register, two or four, computed operation by operation: each hides the latency of
+// the others even where the processor does not look far enough ahead to find independent work.
 template <class Lanes, int count>
 struct Vector {
   using Scalar = typename Lanes::Scalar;
@@ -25,9 +26,31 @@ struct Vector {
   // Four registers at a time, as two pairs, were measured to be the fastest, or as fast as any.
   using Group = Vector<Lanes, lanes == 1 ? 1 : 2>;
   static constexpr int groups = lanes == 1 ? 4 : 2;
+  // What takes more operations in a row is computed for four registers at a time.
+  using Four = Vector<Lanes, lanes == 1 ? 1 : 4>;
   Register v[count];
 
+  // A sum of vectors in double precision, whose order follows from that of the vectors alone.
+  class Total {
+   public:
+    template <int registers>
+    [[gnu::always_inline]] void add(const Vector<Lanes, registers>& vector) {
+      for (const Register& numbers : vector.v) Lanes::add_to(sums_, numbers);
+    }
+    double sum() const {
+      constexpr size_t wide_lanes = sizeof(typename Lanes::Wide) / sizeof(double);
+      double numbers[2 * wide_lanes], sum = 0;
+      std::memcpy(numbers, sums_, sizeof(sums_));
+      for (const double number : numbers) sum += number;
+      return sum;
+    }
+
+   private:
+    typename Lanes::Wide sums_[2] = {};
+  };
+
   Vector() = default;
+  Vector(Register first, Register second) : v{first, second} {}
   // A number minus a register of zeros is that number in each lane, and -0 stays -0.
   explicit Vector(Scalar scalar) : Vector(make([=](int) { return scalar - Register(); })) {}
 
@@ -39,17 +62,40 @@ struct Vector {
     return make([=](int i) { return Lanes::from_float16s(read<Halves>(from + i * lanes)); });
   }
   static Vector load(const BFloat16* from) {
-    Vector loaded;
-    Lanes::from_bfloat16s(read<decltype(Lanes::template to_bfloat16s<false>(loaded.v))>(from),
-                          loaded.v);
-    return loaded;
+    if constexpr (count == 4) {
+      return joined(Pair::load(from), Pair::load(from + Pair::size));
+    } else {
+      Vector loaded;
+      Lanes::from_bfloat16s(read<decltype(Lanes::template to_bfloat16s<false>(loaded.v))>(from),
+                            loaded.v);
+      return loaded;
+    }
+  }
+  // Loads numbers that stand beside elements, in the lanes in which `load` puts those.
+  template <class Element>
+  [[gnu::always_inline]] static Vector load_beside(const Scalar* from) {
+    if constexpr (lanes == 1 || !std::is_same_v<Element, BFloat16>) {
+      return load(from);
+    } else if constexpr (count == 4) {
+      return joined(Pair::template load_beside<Element>(from),
+                    Pair::template load_beside<Element>(from + Pair::size));
+    } else {
+      Vector loaded;
+      Lanes::deal(read<Register>(from), read<Register>(from + lanes), loaded.v);
+      return loaded;
+    }
   }
   template <class Element>
   void store(Element* to) const {
-    write(to, v[0]);
-    if constexpr (count == 2) write(to + lanes, v[1]);
+    for (int i = 0; i < count; ++i) write(to + i * lanes, v[i]);
   }
-  void store(BFloat16* to) const { write(to, Lanes::template to_bfloat16s<false>(v)); }
+  void store(BFloat16* to) const {
+    if constexpr (count == 4) {
+      for (int i = 0; i < 2; ++i) Pair{v[2 * i], v[2 * i + 1]}.store(to + i * Pair::size);
+    } else {
+      write(to, Lanes::template to_bfloat16s<false>(v));
+    }
+  }
   // This rounds what lies in the middle between two numbers up, which takes fewer instructions.
   void store_half_up(BFloat16* to) const { write(to, Lanes::template to_bfloat16s<true>(v)); }
 
@@ -69,6 +115,9 @@ struct Vector {
   friend Vector if_negative(Vector x, Vector negative, Vector other) {
     return each<select>(x, negative, other);
   }
+  friend Vector if_zero(Vector x, Vector zero, Vector other) {
+    return each<select_zero>(x, zero, other);
+  }
   // This is 2^m, times a factor that is in the table, where the low bits of `shifted` are 8 m: the
   // entry that the lowest three bits name, to which those above are added as the exponent. Of a NaN
   // it is any number.
@@ -86,12 +135,23 @@ struct Vector {
   friend Vector rounded_to_bfloat16(Vector a) { return each<Lanes::rounded_to_bfloat16>(a); }
 
  private:
+  // bfloat16s are dealt out to two registers.
+  using Pair = Vector<Lanes, 2>;
+  static Vector joined(Pair a, Pair b) {
+    Vector whole;
+    whole.v[0] = a.v[0], whole.v[1] = a.v[1], whole.v[2] = b.v[0], whole.v[3] = b.v[1];
+    return whole;
+  }
   // Without the attribute GCC counts these calls as work of the loops, and inlines less into them.
   template <class Operation>
   [[gnu::always_inline]] static Vector make(Operation operation) {
     Vector made;
     made.v[0] = operation(0);
-    if constexpr (count == 2) made.v[1] = operation(1);
+    if constexpr (count >= 2) made.v[1] = operation(1);
+    if constexpr (count == 4) {
+      made.v[2] = operation(2);
+      made.v[3] = operation(3);
+    }
     return made;
   }
   template <auto operation, class... Operands>
@@ -104,6 +164,9 @@ struct Vector {
   }
   static Register select(Register x, Register negative, Register other) {
     return __builtin_bit_cast(Bits, x) > (~Bits() >> 1) ? negative : other;
+  }
+  static Register select_zero(Register x, Register zero, Register other) {
+    return x == Register() ? zero : other;
   }
   // Elements need not be aligned: torch.frombuffer takes any offset.
   template <class To>
@@ -134,6 +197,7 @@ struct Registers {
   using Unsigned = Integer;
   using Register [[gnu::vector_size(bytes)]] = Element;
   using Bits [[gnu::vector_size(bytes)]] = Unsigned;
+  using Wide [[gnu::vector_size(bytes)]] = double;
   static Register fma(Register a, Register b, Register c) { return fma_(a, b, c); }
   static Register min(Register a, Register b) { return min_(a, b); }
   static Register max(Register a, Register b) { return max_(a, b); }

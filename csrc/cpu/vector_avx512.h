@@ -9,6 +9,7 @@ namespace fused_sigmoid::avx512 {
 
 struct Doubles : Registers<double, uint64_t, 64, _mm512_fmadd_pd, _mm512_min_pd, _mm512_max_pd> {
   static Register abs(Register a) { return _mm512_abs_pd(a); }
+  static void add_to(Wide (&sums)[2], Register numbers) { sums[0] += numbers; }
   static Bits entries(const uint64_t (&table)[8], Bits at) {
     return Bits(_mm512_permutexvar_epi64(__m512i(at), _mm512_loadu_si512(table)));
   }
@@ -16,6 +17,10 @@ struct Doubles : Registers<double, uint64_t, 64, _mm512_fmadd_pd, _mm512_min_pd,
 
 struct Floats : Registers<float, uint32_t, 64, _mm512_fmadd_ps, _mm512_min_ps, _mm512_max_ps> {
   static Register abs(Register a) { return _mm512_abs_ps(a); }
+  static void add_to(Wide (&sums)[2], Register numbers) {
+    sums[0] += _mm512_cvtps_pd(_mm512_castps512_ps256(numbers));
+    sums[1] += _mm512_cvtps_pd(_mm512_extractf32x8_ps(numbers, 1));
+  }
   // The permutation goes by four bits, so that the table stands in the register twice.
   static Bits entries(const uint32_t (&table)[8], Bits at) {
     const __m256i once = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
@@ -27,6 +32,13 @@ struct Floats : Registers<float, uint32_t, 64, _mm512_fmadd_ps, _mm512_min_ps, _
   static void from_bfloat16s(__m512i both, Register (&to)[2]) {
     to[0] = Register(_mm512_slli_epi32(both, 16));
     to[1] = Register(Bits(both) & 0xffff0000);
+  }
+  // The same for numbers that stand beside such elements.
+  static void deal(Register first, Register second, Register (&to)[2]) {
+    const __m512i even =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    to[0] = _mm512_permutex2var_ps(first, even, second);
+    to[1] = _mm512_permutex2var_ps(first, _mm512_add_epi32(even, _mm512_set1_epi32(1)), second);
   }
   template <bool half_up>
   static __m512i to_bfloat16s(const Register (&from)[2]) {

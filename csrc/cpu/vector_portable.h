@@ -48,6 +48,8 @@ struct Number {
   using Register = Element;
   using Bits = Integer;
   using Unsigned = Integer;
+  using Wide = double;
+  static void add_to(double (&sums)[2], Element number) { sums[0] += number; }
   static Element fma(Element a, Element b, Element c) { return std::fma(a, b, c); }
   static Element abs(Element a) { return std::abs(a); }
   static Element min(Element a, Element b) { return a < b ? a : b; }

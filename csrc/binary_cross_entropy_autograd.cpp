@@ -1,0 +1,266 @@
+// The node of the binary cross entropy in the autograd graph, and its operators. The forward pass
+// writes the gradient as well, so that the backward pass has little to do; second derivatives are
+// those of the formula in ATen operations.
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/result_type.h>
+#include <ATen/ops/where.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/library.h>
+
+#include <array>
+#include <mutex>
+
+#include "binary_cross_entropy.h"
+#include "layout.h"
+#include "node.h"
+#include "operators.h"
+
+namespace fused_sigmoid::binary_cross_entropy {
+namespace {
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+constexpr const char* name = "fused_sigmoid::_binary_cross_entropy_with_logits";
+
+OptionalTensor optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_operator(const std::string& full_name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(full_name.c_str(), "").typed<Signature>();
+}
+
+using Forward = std::vector<at::Tensor>(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                        const OptionalTensor&, int64_t, bool, bool);
+using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                            const OptionalTensor&, const OptionalTensor&, int64_t);
+using Multiply = void(at::Tensor, const at::Tensor&);
+
+Results run(const Operands& of, Reduction reduction, Wanted wanted) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  if (of.logits.is_cpu()) {
+    RECORD_FUNCTION(name, std::vector<c10::IValue>({of.logits, of.targets}));
+    return run_on_cpu(of, reduction, wanted);
+  }
+  static const auto op = find_operator<Forward>(name);
+  std::vector<at::Tensor> results =
+      op.call(of.logits, of.targets, optional(of.weights), optional(of.pos_weights),
+              static_cast<int64_t>(reduction), wanted.gradient, wanted.probability);
+  Results found;
+  found.loss = std::move(results[0]);
+  if (wanted.gradient) found.gradient = std::move(results[1]);
+  if (wanted.probability) found.probability = std::move(results.back());
+  return found;
+}
+
+// grad times the gradient that was not kept.
+at::Tensor run_backward(const at::Tensor& grad, const Operands& of, Reduction reduction) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  if (of.logits.is_cpu()) {
+    return run_on_cpu(of, reduction, {/*gradient=*/true}, grad.item<double>()).gradient;
+  }
+  static const auto op = find_operator<Backward>(std::string(name) + "_backward");
+  return op.call(grad, of.logits, of.targets, optional(of.weights), optional(of.pos_weights),
+                 static_cast<int64_t>(reduction));
+}
+
+// Multiplies by a number that lies on the tensor's device. Of a sum or a mean that number mostly is
+// 1: then nothing is read or written.
+void multiply_by_number(const at::Tensor& tensor, const at::Tensor& number) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  if (tensor.is_cpu()) {
+    const double factor = number.item<double>();
+    if (factor != 1) tensor.mul_(factor);
+    return;
+  }
+  static const auto op = find_operator<Multiply>("fused_sigmoid::_multiply_by_number_");
+  op.call(tensor, number);
+}
+
+at::Tensor widened(const at::Tensor& tensor) {
+  const at::ScalarType dtype = tensor.scalar_type();
+  return dtype == at::kHalf || dtype == at::kBFloat16 ? tensor.to(at::kFloat) : tensor;
+}
+
+// grad times the gradient, in operations that autograd and transforms can see.
+at::Tensor composed_gradient(const at::Tensor& grad, const Operands& of, Reduction reduction) {
+  const at::Tensor x = widened(of.logits), t = widened(of.targets);
+  const at::Tensor positive = of.pos_weights.defined() ? of.pos_weights * t : t;
+  // The selection has a derivative for all x, where abs() has none at 0.
+  const at::Tensor is_negative = x < 0;
+  const at::Tensor e = at::exp(at::where(is_negative, x, -x));
+  const at::Tensor smaller = e / (1 + e), larger = 1 - smaller;
+  at::Tensor gradient = (1 - t) * at::where(is_negative, smaller, larger) -
+                        positive * at::where(is_negative, larger, smaller);
+  if (of.weights.defined()) gradient = gradient * of.weights;
+  at::Tensor factor = widened(grad);
+  if (reduction == Reduction::mean) factor = factor / static_cast<double>(x.numel());
+  return (gradient * factor).to(of.logits.scalar_type());
+}
+
+// Whether the forward pass writes the gradient. Of a mean in float16 it is that of the mean: it
+// would underflow before it could meet the large number by which such losses are scaled.
+bool keeps_gradient(const at::Tensor& logits, Reduction reduction) {
+  return reduction != Reduction::mean || logits.scalar_type() != at::kHalf;
+}
+
+class LossNode : public torch::autograd::Node {
+  // What a first backward pass is computed from.
+  template <class Self>
+  static auto needed(Self& self) {
+    std::vector<decltype(&self.gradient_)> all;
+    if (self.keeps_gradient_) return all = {&self.gradient_};
+    return all = {&self.logits_, &self.targets_, &self.weights_, &self.pos_weights_};
+  }
+
+ public:
+  static Results apply_to(const Operands& of, Reduction reduction, bool with_probability) {
+    const auto node = make_node<LossNode>();
+    node->set_next_edges(torch::autograd::collect_next_edges(of.logits));
+    const bool keeps = keeps_gradient(of.logits, reduction);
+    Results results = run(of, reduction, {keeps, with_probability});
+    torch::autograd::set_history(results.loss, node);
+    node->reduction_ = reduction;
+    if (keeps) node->gradient_ = SavedVariable(results.gradient, /*is_output=*/false);
+    node->keeps_gradient_ = keeps;
+    node->logits_ = SavedVariable(of.logits, /*is_output=*/false);
+    node->targets_ = SavedVariable(of.targets, /*is_output=*/false);
+    node->weights_ = SavedVariable(of.weights, /*is_output=*/false);
+    node->pos_weights_ = SavedVariable(of.pos_weights, /*is_output=*/false);
+    results.gradient.reset();
+    return results;
+  }
+
+  std::string name() const override { return "FusedBCEWithLogitsLossBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    release();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const at::Tensor& grad = grads[0];
+    if (!grad.defined() || !task_should_compute_output(0)) return {at::Tensor()};
+    if (at::GradMode::is_enabled()) return {composed_gradient(grad, unpack(), reduction_)};
+    const bool is_plain = is_unobserved(grad) && !has_tangent(grad);
+    if (!keeps_gradient_) {
+      const Operands of = unpack();
+      return {is_plain ? run_backward(grad, of, reduction_)
+                       : composed_gradient(grad, of, reduction_)};
+    }
+    const at::Tensor gradient = gradient_.unpack();
+    const bool fits = is_plain && is_ordinary(gradient) && grad.device() == gradient.device() &&
+                      (reduction_ != Reduction::none || grad.sizes() == gradient.sizes());
+    if (!fits || !is_last_use(*this, gradient_, gradient)) {
+      return {at::mul(gradient, grad).to(gradient.scalar_type())};
+    }
+    // Whoever runs this node again is told so, even if an error ends this backward pass here.
+    release();
+    if (reduction_ == Reduction::none) {
+      gradient.mul_(grad);
+    } else {
+      multiply_by_number(gradient, grad);
+    }
+    return {gradient};
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(static_cast<int64_t>(reduction_));
+    args.collect(keeps_gradient_);
+    for (const SavedVariable* saved : needed(*this)) args.collect(*saved, /*is_output=*/false);
+  }
+
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    for (SavedVariable* saved : needed(*this)) swap.before(*saved);
+    std::array<at::Tensor, 5> tensors;
+    if (keeps_gradient_) {
+      tensors[0] = gradient_.unpack();
+    } else {
+      Operands of = unpack();
+      tensors = {at::Tensor(), of.logits, of.targets, of.weights, of.pos_weights};
+    }
+    auto result = call_traced(*this, traced, grads, tensors,
+                              std::array{static_cast<int64_t>(reduction_)}, swap);
+    for (SavedVariable* saved : needed(*this)) swap.after(*saved);
+    return result;
+  }
+
+ private:
+  static variable_list traced(const variable_list& grads, const std::vector<c10::IValue>& packed) {
+    torch::dynamo::autograd::PackedArgs arguments(packed);
+    std::array<at::Tensor, 5> tensors;
+    for (at::Tensor& tensor : tensors) tensor = arguments.unpack<at::Tensor>();
+    const auto reduction = static_cast<Reduction>(arguments.unpack<int64_t>());
+    if (!grads[0].defined()) return {at::Tensor()};
+    const auto& [gradient, logits, targets, weights, pos_weights] = tensors;
+    if (gradient.defined()) return {(gradient * grads[0]).to(gradient.scalar_type())};
+    return {composed_gradient(grads[0], {logits, targets, weights, pos_weights}, reduction)};
+  }
+
+  Operands unpack() const {
+    return {logits_.unpack(), targets_.unpack(), weights_.unpack(), pos_weights_.unpack()};
+  }
+
+  void release() {
+    for (SavedVariable* saved : {&gradient_, &logits_, &targets_, &weights_, &pos_weights_}) {
+      saved->reset_data();
+    }
+  }
+
+  // The logits and what stands beside them are kept for second derivatives alone, unless the
+  // gradient is not kept.
+  SavedVariable gradient_, logits_, targets_, weights_, pos_weights_;
+  Reduction reduction_ = Reduction::mean;
+  bool keeps_gradient_ = false;
+};
+
+// Autocast has halves converted first.
+bool is_for_kernels(const at::Tensor& tensor, const at::Tensor& logits) {
+  const bool is_converted = tensor.element_size() == 2 &&
+                            at::autocast::is_autocast_enabled(logits.device().type());
+  return is_unobserved(tensor) && has_kernel_dtype(tensor) && !has_tangent(tensor) &&
+         !is_converted && tensor.device() == logits.device();
+}
+
+}  // namespace
+
+std::optional<Results> loss(const Operands& of, Reduction reduction, bool with_probability) {
+  const at::Tensor& x = of.logits;
+  const bool has_kernels = x.is_cpu() || x.is_cuda();
+  if (!has_kernels || of.targets.sizes() != x.sizes() || !is_for_kernels(x, x)) {
+    return std::nullopt;
+  }
+  for (const at::Tensor* each : {&of.targets, &of.weights, &of.pos_weights}) {
+    if (!each->defined()) continue;
+    if (!is_for_kernels(*each, x) || (each->requires_grad() && records()) ||
+        !at::is_expandable_to(each->sizes(), x.sizes())) {
+      return std::nullopt;
+    }
+  }
+  return x.requires_grad() && records() ? LossNode::apply_to(of, reduction, with_probability)
+                                        : run(of, reduction, {false, with_probability});
+}
+
+}  // namespace fused_sigmoid::binary_cross_entropy
+
+TORCH_LIBRARY_FRAGMENT(fused_sigmoid, library) {
+  library.def(
+      "_binary_cross_entropy_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? "
+      "pos_weight, int reduction, bool gradient, bool probability) -> Tensor[]");
+  library.def(
+      "_binary_cross_entropy_with_logits_backward(Tensor grad, Tensor input, Tensor target, "
+      "Tensor? "
+      "weight, Tensor? pos_weight, int reduction) -> Tensor");
+  library.def("_multiply_by_number_(Tensor(a!) self, Tensor number) -> ()");
+}
