@@ -7,8 +7,11 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/exp.h>
+#include <ATen/ops/isinf.h>
+#include <ATen/ops/log1p.h>
 #include <ATen/ops/mul.h>
-#include <ATen/ops/result_type.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/where.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
@@ -45,23 +48,6 @@ using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tens
                             const OptionalTensor&, const OptionalTensor&, int64_t);
 using Multiply = void(at::Tensor, const at::Tensor&);
 
-Results run(const Operands& of, Reduction reduction, Wanted wanted) {
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  if (of.logits.is_cpu()) {
-    RECORD_FUNCTION(name, std::vector<c10::IValue>({of.logits, of.targets}));
-    return run_on_cpu(of, reduction, wanted);
-  }
-  static const auto op = find_operator<Forward>(name);
-  std::vector<at::Tensor> results =
-      op.call(of.logits, of.targets, optional(of.weights), optional(of.pos_weights),
-              static_cast<int64_t>(reduction), wanted.gradient, wanted.probability);
-  Results found;
-  found.loss = std::move(results[0]);
-  if (wanted.gradient) found.gradient = std::move(results[1]);
-  if (wanted.probability) found.probability = std::move(results.back());
-  return found;
-}
-
 // grad times the gradient that was not kept.
 at::Tensor run_backward(const at::Tensor& grad, const Operands& of, Reduction reduction) {
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -91,20 +77,79 @@ at::Tensor widened(const at::Tensor& tensor) {
   return dtype == at::kHalf || dtype == at::kBFloat16 ? tensor.to(at::kFloat) : tensor;
 }
 
-// grad times the gradient, in operations that autograd and transforms can see.
+// The formula in operations that autograd, transforms and dispatch modes can see. The selections
+// have a derivative for all x, where abs() has none at 0.
+struct Composed {
+  explicit Composed(const Operands& of)
+      : of_(of),
+        x_(widened(of.logits)),
+        t_(widened(of.targets)),
+        positive_(of.pos_weights.defined() ? of.pos_weights * t_ : t_),
+        is_negative_(x_ < 0),
+        magnitude_(at::where(is_negative_, -x_, x_)),
+        e_(at::exp(-magnitude_)) {}
+
+  at::Tensor loss(Reduction reduction) const {
+    const at::Tensor side = at::where(is_negative_, positive_, 1 - t_);
+    at::Tensor rest = at::log1p(e_);
+    if (of_.pos_weights.defined()) rest = (1 - t_ + positive_) * rest;
+    // A target of 0 or 1 on the right side of an infinite logit costs nothing.
+    const at::Tensor costs_nothing = at::isinf(magnitude_).logical_and(side == 0);
+    at::Tensor loss = at::where(costs_nothing, rest, side * magnitude_ + rest);
+    if (of_.weights.defined()) loss = of_.weights * loss;
+    if (reduction == Reduction::mean) loss = loss.mean();
+    if (reduction == Reduction::sum) loss = loss.sum();
+    return loss.to(of_.targets.scalar_type());
+  }
+
+  // A factor times the gradient.
+  at::Tensor gradient(const at::Tensor& factor, Reduction reduction) const {
+    const at::Tensor smaller = e_ / (1 + e_), larger = 1 - smaller;
+    at::Tensor gradient = (1 - t_) * at::where(is_negative_, smaller, larger) -
+                          positive_ * at::where(is_negative_, larger, smaller);
+    if (of_.weights.defined()) gradient = gradient * of_.weights;
+    at::Tensor wide = widened(factor);
+    if (reduction == Reduction::mean) wide = wide / static_cast<double>(x_.numel());
+    return (gradient * wide).to(of_.logits.scalar_type());
+  }
+
+ private:
+  const Operands& of_;
+  at::Tensor x_, t_, positive_, is_negative_, magnitude_, e_;
+};
+
 at::Tensor composed_gradient(const at::Tensor& grad, const Operands& of, Reduction reduction) {
-  const at::Tensor x = widened(of.logits), t = widened(of.targets);
-  const at::Tensor positive = of.pos_weights.defined() ? of.pos_weights * t : t;
-  // The selection has a derivative for all x, where abs() has none at 0.
-  const at::Tensor is_negative = x < 0;
-  const at::Tensor e = at::exp(at::where(is_negative, x, -x));
-  const at::Tensor smaller = e / (1 + e), larger = 1 - smaller;
-  at::Tensor gradient = (1 - t) * at::where(is_negative, smaller, larger) -
-                        positive * at::where(is_negative, larger, smaller);
-  if (of.weights.defined()) gradient = gradient * of.weights;
-  at::Tensor factor = widened(grad);
-  if (reduction == Reduction::mean) factor = factor / static_cast<double>(x.numel());
-  return (gradient * factor).to(of.logits.scalar_type());
+  return Composed(of).gradient(grad, reduction);
+}
+
+Results composed(const Operands& of, Reduction reduction, Wanted wanted) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const Composed parts(of);
+  Results results;
+  results.loss = parts.loss(reduction);
+  if (wanted.gradient) {
+    results.gradient = parts.gradient(at::ones({}, of.logits.options()), reduction);
+  }
+  if (wanted.probability) results.probability = at::sigmoid(of.logits);
+  return results;
+}
+
+Results run(const Operands& of, Reduction reduction, Wanted wanted) {
+  if (!is_unobserved(of.logits)) return composed(of, reduction, wanted);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  if (of.logits.is_cpu()) {
+    RECORD_FUNCTION(name, std::vector<c10::IValue>({of.logits, of.targets}));
+    return run_on_cpu(of, reduction, wanted);
+  }
+  static const auto op = find_operator<Forward>(name);
+  std::vector<at::Tensor> results =
+      op.call(of.logits, of.targets, optional(of.weights), optional(of.pos_weights),
+              static_cast<int64_t>(reduction), wanted.gradient, wanted.probability);
+  Results found;
+  found.loss = std::move(results[0]);
+  if (wanted.gradient) found.gradient = std::move(results[1]);
+  if (wanted.probability) found.probability = std::move(results.back());
+  return found;
 }
 
 // Whether the forward pass writes the gradient. Of a mean in float16 it is that of the mean: it
@@ -225,11 +270,13 @@ class LossNode : public torch::autograd::Node {
   bool keeps_gradient_ = false;
 };
 
-// Autocast has halves converted first.
-bool is_for_kernels(const at::Tensor& tensor, const at::Tensor& logits) {
-  const bool is_converted = tensor.element_size() == 2 &&
-                            at::autocast::is_autocast_enabled(logits.device().type());
-  return is_unobserved(tensor) && has_kernel_dtype(tensor) && !has_tangent(tensor) &&
+// Autocast has halves converted first. A checkpoint may compute in a dispatch mode what it computed
+// without one, and has to find the same tensors kept: such a call has the node, but not the
+// kernels.
+bool is_for_node(const at::Tensor& tensor, const at::Tensor& logits) {
+  const bool is_converted =
+      tensor.element_size() == 2 && at::autocast::is_autocast_enabled(logits.device().type());
+  return is_observed_by_mode_at_most(tensor) && has_kernel_dtype(tensor) && !has_tangent(tensor) &&
          !is_converted && tensor.device() == logits.device();
 }
 
@@ -238,12 +285,12 @@ bool is_for_kernels(const at::Tensor& tensor, const at::Tensor& logits) {
 std::optional<Results> loss(const Operands& of, Reduction reduction, bool with_probability) {
   const at::Tensor& x = of.logits;
   const bool has_kernels = x.is_cpu() || x.is_cuda();
-  if (!has_kernels || of.targets.sizes() != x.sizes() || !is_for_kernels(x, x)) {
+  if (!has_kernels || of.targets.sizes() != x.sizes() || !is_for_node(x, x)) {
     return std::nullopt;
   }
   for (const at::Tensor* each : {&of.targets, &of.weights, &of.pos_weights}) {
     if (!each->defined()) continue;
-    if (!is_for_kernels(*each, x) || (each->requires_grad() && records()) ||
+    if (!is_for_node(*each, x) || (each->requires_grad() && records()) ||
         !at::is_expandable_to(each->sizes(), x.sizes())) {
       return std::nullopt;
     }

@@ -8,6 +8,7 @@
 #include <ATen/ops/result_type.h>
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -123,6 +124,15 @@ bool run_here(KernelNumber kernel, at::ArrayRef<at::Tensor*> outputs, Tensors in
 bool is_unobserved(const at::Tensor& tensor) {
   const auto local = c10::impl::tls_local_dispatch_key_set();
   return has_no_observer((tensor.key_set() | local.included_) - local.excluded_);
+}
+
+bool is_observed_by_mode_at_most(const at::Tensor& tensor) {
+  using c10::impl::TorchDispatchModeTLS, c10::impl::TorchDispatchModeKey;
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  const c10::DispatchKeySet of_modes({DispatchKey::Python, DispatchKey::PythonTLSSnapshot});
+  return is_ordinary(tensor) &&
+         has_no_observer((tensor.key_set() | local.included_) - local.excluded_ - of_modes) &&
+         !TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY).has_value();
 }
 
 bool is_ordinary(const at::Tensor& tensor) { return has_no_observer(tensor.key_set()); }

@@ -33,6 +33,9 @@ Saved saved_named(std::string_view name);
 // dispatch mode, transform of torch.func, subclass, or lazy conjugation.
 bool is_unobserved(const at::Tensor& tensor);
 
+// The same, but for dispatch modes that trace nothing.
+bool is_observed_by_mode_at_most(const at::Tensor& tensor);
+
 // Whether the tensor itself has no such observer, whatever is active around the call.
 bool is_ordinary(const at::Tensor& tensor);
 

@@ -116,11 +116,11 @@ PyObject* value_and_derivative(PyObject*, PyObject* object) {
   END_HANDLE_TH_ERRORS
 }
 
-// The tensor of an optional argument, undefined for None; of what kernels may not see, no result.
-std::optional<at::Tensor> optional_kernel_tensor(PyObject* object) {
-  if (object == Py_None) return at::Tensor();
-  const at::Tensor* tensor = kernel_tensor(object);
-  return tensor == nullptr ? std::nullopt : std::optional(*tensor);
+// A Tensor or Parameter, not a subclass, or undefined for None where that is allowed; else nothing.
+std::optional<at::Tensor> plain_tensor(PyObject* object, bool is_optional) {
+  if (is_optional && object == Py_None) return at::Tensor();
+  if (!THPVariable_CheckExact(object)) return std::nullopt;
+  return THPVariable_Unpack(object);
 }
 
 // Takes (input, target, weight, pos_weight, reduction, return_probability).
@@ -131,10 +131,11 @@ PyObject* binary_cross_entropy_with_logits(PyObject*, PyObject* const* args, Py_
   static PyObject* const reductions[] = {PyUnicode_InternFromString("none"),
                                          PyUnicode_InternFromString("mean"),
                                          PyUnicode_InternFromString("sum")};
-  const at::Tensor *input = kernel_tensor(args[0]), *target = kernel_tensor(args[1]);
-  const auto weight = optional_kernel_tensor(args[2]), pos_weight = optional_kernel_tensor(args[3]);
+  const auto input = plain_tensor(args[0], false), target = plain_tensor(args[1], false);
+  const auto weight = plain_tensor(args[2], true), pos_weight = plain_tensor(args[3], true);
   const auto* reduction = std::find(std::begin(reductions), std::end(reductions), args[4]);
-  if (!input || !target || !weight || !pos_weight || reduction == std::end(reductions)) {
+  if (!input || !target || !weight || !pos_weight || reduction == std::end(reductions) ||
+      at::impl::torch_function_mode_enabled()) {
     Py_RETURN_NONE;
   }
   const bool with_probability = PyObject_IsTrue(args[5]) == 1;

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_sigmoid
 from fused_sigmoid import FusedBCEWithLogitsLoss, binary_cross_entropy_with_logits
@@ -683,6 +684,39 @@ def test_checkpoints(reentrant: bool, overridden: bool) -> None:
         result = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=reentrant)
     result.backward()
     torch.testing.assert_close(x.grad, loss_and_gradient(x, t)[1])
+
+
+class Watching(TorchDispatchMode):
+    """A mode that sees every operation, and changes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("watched", ["first", "second", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_checkpoint_keeps_the_same_in_a_mode_and_without(
+    dtype: torch.dtype, watched: str
+) -> None:
+    x, t = torch.randn(50).to(dtype).requires_grad_(), torch.rand(50).to(dtype)
+
+    def loss(x: Tensor) -> Any:
+        return binary_cross_entropy_with_logits(x * 1, t)
+
+    mode = Watching()
+    with mode if watched != "second" else contextlib.nullcontext():
+        result = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False)
+    with mode if watched != "first" else contextlib.nullcontext():
+        result.backward()
+    expected, gradient = loss_and_gradient(x, t)
+    torch.testing.assert_close(result.detach(), expected)
+    torch.testing.assert_close(x.grad, gradient)
+    assert "aten.log1p.default" in mode.seen
 
 
 def test_confident_negatives_are_counted_where_torch_loses_them() -> None:
