@@ -3,7 +3,8 @@
 First the ordinary training, where the two agree; then a saturated unit, which nn.Sigmoid can
 never move again because its gradient is exactly 0; then features as they were measured and a few
 wrong labels, where nn.BCELoss after nn.Sigmoid gets stuck for the same reason, and after
-FusedSigmoid learns as nn.BCEWithLogitsLoss does. Needs scikit-learn and matplotlib.
+FusedSigmoid learns as nn.BCEWithLogitsLoss and FusedBCEWithLogitsLoss do. Needs scikit-learn and
+matplotlib.
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from fused_sigmoid import FusedSigmoid, replace_sigmoid
+from fused_sigmoid import FusedBCEWithLogitsLoss, FusedSigmoid, replace_sigmoid
 
 TORCH_MODULE = "nn.Sigmoid"
 FUSED_MODULE = "FusedSigmoid"
 LOGITS_LOSS = "BCEWithLogitsLoss"
-COLOURS = {TORCH_MODULE: "#c0392b", FUSED_MODULE: "#1f6fb4", LOGITS_LOSS: "black"}
+FUSED_LOSS = "FusedBCEWithLogitsLoss"
+COLOURS = {
+    TORCH_MODULE: "#c0392b",
+    FUSED_MODULE: "#1f6fb4",
+    LOGITS_LOSS: "black",
+    FUSED_LOSS: "#e8a317",
+}
 
 BATCH_SIZE = 64
 LEARNING_RATE = 0.01
@@ -48,7 +55,7 @@ RECOVERED_LOSS = 0.05
 
 # 2 % of the 455 training cases.
 WRONG_LABELS = 9
-# Between the final losses of FusedSigmoid and BCEWithLogitsLoss. Their gradients differ in last
+# Between the final losses of what is fused and of BCEWithLogitsLoss. Their gradients differ in last
 # bits, which hundreds of steps over features of very different sizes magnify, most in bfloat16.
 LOSS_MARGIN = 0.25
 
@@ -325,7 +332,7 @@ def with_wrong_labels(cases: Cases, seed: int) -> Cases:
 def train_with_wrong_labels(
     cases: Cases, epochs: int, seed: int, dtype: torch.dtype
 ) -> list[WrongLabelsRun]:
-    """Logistic regression from the same weights on the same batches, in three ways.
+    """Logistic regression from the same weights on the same batches, in four ways.
 
     Features as they were measured, up to some thousands, make the first logits large. A case that
     is on the wrong side then, or whose label is wrong, has an output that rounds to the other
@@ -341,6 +348,7 @@ def train_with_wrong_labels(
             (TORCH_MODULE, nn.Sigmoid(), nn.BCELoss()),
             (FUSED_MODULE, FusedSigmoid(), nn.BCELoss()),
             (LOGITS_LOSS, nn.Identity(), nn.BCEWithLogitsLoss()),
+            (FUSED_LOSS, nn.Identity(), FusedBCEWithLogitsLoss()),
         )
     ]
 
@@ -421,7 +429,8 @@ def print_wrong_labels_runs(runs: Sequence[WrongLabelsRun]) -> None:
 
 
 def _way(run: WrongLabelsRun) -> str:
-    return run.module if run.module == LOGITS_LOSS else f"{run.module} + BCELoss"
+    is_of_logits = run.module in (LOGITS_LOSS, FUSED_LOSS)
+    return run.module if is_of_logits else f"{run.module} + BCELoss"
 
 
 def draw_wrong_labels(runs: Sequence[WrongLabelsRun], path: Path) -> None:
@@ -432,8 +441,12 @@ def draw_wrong_labels(runs: Sequence[WrongLabelsRun], path: Path) -> None:
     every_loss = [loss for run in runs for loss in run.losses]
     for dtype, axes in zip(dtypes, panels, strict=True):
         for run in (run for run in runs if run.dtype == dtype):
-            # Wide below and dashed above, since two of the three lie on each other.
-            style = {FUSED_MODULE: {"linewidth": 5, "alpha": 0.45}, LOGITS_LOSS: {"ls": "--"}}
+            # Wide below, then dashed and dotted, since three of the four lie on each other.
+            style = {
+                FUSED_MODULE: {"linewidth": 6, "alpha": 0.45},
+                LOGITS_LOSS: {"ls": "--", "linewidth": 2.5},
+                FUSED_LOSS: {"ls": ":", "linewidth": 2.5},
+            }
             axes.semilogy(
                 range(1, len(run.losses) + 1),
                 run.losses,
@@ -527,12 +540,13 @@ def failures(
             )
     by_way = {(run.dtype, run.module): run for run in wrong_labels_runs}
     for dtype in dict.fromkeys(run.dtype for run in wrong_labels_runs):
-        fused, logits = by_way[dtype, FUSED_MODULE], by_way[dtype, LOGITS_LOSS]
-        if not abs(fused.losses[-1] - logits.losses[-1]) <= LOSS_MARGIN * logits.losses[-1]:
-            found.append(
-                f"wrong labels, {_name(dtype)}: {_way(fused)} ends with the loss "
-                f"{fused.losses[-1]:.4g}, {LOGITS_LOSS} with {logits.losses[-1]:.4g}"
-            )
+        logits = by_way[dtype, LOGITS_LOSS]
+        for fused in (by_way[dtype, FUSED_MODULE], by_way[dtype, FUSED_LOSS]):
+            if not abs(fused.losses[-1] - logits.losses[-1]) <= LOSS_MARGIN * logits.losses[-1]:
+                found.append(
+                    f"wrong labels, {_name(dtype)}: {_way(fused)} ends with the loss "
+                    f"{fused.losses[-1]:.4g}, {LOGITS_LOSS} with {logits.losses[-1]:.4g}"
+                )
     return found
 
 

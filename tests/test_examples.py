@@ -92,13 +92,18 @@ def test_wrong_labels(binary_classification: ModuleType, dtype: torch.dtype) -> 
     given = binary_classification.with_wrong_labels(cases, 0)
     turned = (given.train_labels != cases.train_labels).sum().item()
     assert turned == binary_classification.WRONG_LABELS
-    plain, fused, logits = binary_classification.train_with_wrong_labels(given, 30, 0, dtype)
+    plain, fused, logits, fused_logits = binary_classification.train_with_wrong_labels(
+        given, 30, 0, dtype
+    )
     # Stuck where it calls every tumour benign.
     assert plain.accuracy == pytest.approx(cases.test_labels.mean().item())
     assert plain.losses[-1] > 10
     assert fused.losses == pytest.approx(logits.losses, rel=binary_classification.LOSS_MARGIN)
     assert fused.largest_gradient == pytest.approx(logits.largest_gradient, rel=0.01)
     assert fused.accuracy > 0.85
+    margin = binary_classification.LOSS_MARGIN
+    assert fused_logits.losses == pytest.approx(logits.losses, rel=margin)
+    assert fused_logits.accuracy > 0.85
 
 
 def test_program_draws_the_learning_curves(
