@@ -58,8 +58,7 @@ def binary_cross_entropy_with_logits(
         ``weight`` and ``pos_weight``.
 
     Raises:
-        TypeError: ``input`` or ``target`` is not a tensor, or ``size_average`` or ``reduce`` is
-            given.
+        TypeError: an operand is not a tensor, or ``size_average`` or ``reduce`` is given.
         ValueError: the shapes of ``input`` and ``target`` differ, or ``reduction`` is none of the
             three.
         RuntimeError: a weight does not broadcast, or ``target`` is not of a floating dtype.
@@ -107,8 +106,9 @@ def _run(
     tensors = (input, target, weight, pos_weight)
     if has_torch_function(tensors):
         return _handed_over(tensors, reduction, return_probability)
-    for name, tensor in zip(("input", "target"), tensors, strict=False):
-        if not isinstance(tensor, Tensor):
+    for name, tensor in zip(("input", "target", "weight", "pos_weight"), tensors, strict=True):
+        is_left_out = tensor is None and name in ("weight", "pos_weight")
+        if not is_left_out and not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise TypeError(
                 f"binary_cross_entropy_with_logits(): argument {name!r} must be Tensor, not {kind}"
@@ -119,7 +119,7 @@ def _run(
         raise ValueError(
             f"Target size ({target.size()}) must be the same as input size ({input.size()})"
         )
-    if torch.is_autocast_enabled(input.device.type) and any(map(_is_half, tensors)):
+    if any(map(_is_half, tensors)) and _is_under_autocast(input.device.type):
         # Autocast has torch's loss run in float32.
         widened = [each.float() if _is_half(each) else each for each in tensors]
         return binary_cross_entropy_with_logits(
@@ -162,6 +162,10 @@ def _original(tensors: tuple[Any, ...], reduction: str) -> Any:
 
 def _is_half(tensor: Any) -> bool:
     return tensor is not None and tensor.dtype in HALVES
+
+
+def _is_under_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -395,6 +395,8 @@ def test_what_is_no_tensor_is_named() -> None:
         binary_cross_entropy_with_logits(torch.rand(3), 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="argument 'input' must be Tensor, not list"):
         binary_cross_entropy_with_logits([1.0], torch.rand(1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="argument 'pos_weight' must be Tensor, not float"):
+        binary_cross_entropy_with_logits(torch.rand(1), torch.rand(1), pos_weight=2.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
