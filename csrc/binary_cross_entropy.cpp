@@ -174,7 +174,9 @@ Results run_on_cpu(const Operands& operands, Reduction reduction, Wanted wanted,
   // What is written lies as the logits do, or where these have gaps, as torch closes them up.
   Results results;
   const at::Tensor like = x.is_non_overlapping_and_dense() ? x : at::empty_like(x);
-  if (is_none) results.loss = fresh(like, dtype);
+  // The loss has the strides of the targets, which may differ even where the order is the same.
+  const bool is_target_alike = t.is_non_overlapping_and_dense() && is_laid_out_alike(t, like);
+  if (is_none) results.loss = fresh(is_target_alike ? t : like, dtype);
   if (wanted.gradient) results.gradient = fresh(like, dtype);
   if (wanted.probability) results.probability = fresh(like, dtype);
 
@@ -204,7 +206,7 @@ Results run_on_cpu(const Operands& operands, Reduction reduction, Wanted wanted,
 
   if (!is_none) {
     results.loss = at::scalar_tensor(sum, t.options());
-  } else if (!is_laid_out_alike(results.loss, t) || dtype != t.scalar_type()) {
+  } else if (!is_target_alike || dtype != t.scalar_type()) {
     results.loss = at::empty_like(t).copy_(results.loss);
   }
   if (dtype != x.scalar_type()) {

@@ -45,6 +45,19 @@ def derivative(x: LongDouble) -> LongDouble:
     return e / (1 + e) ** 2
 
 
+def cross_entropy(x: LongDouble, t: LongDouble) -> tuple[LongDouble, LongDouble]:
+    """(1 - t) log(1 + exp(x)) + t log(1 + exp(-x)) and its derivative by x, of terms that do not
+    cancel where t is 0 or 1."""
+    with np.errstate(all="ignore"):
+        e = np.exp(-np.abs(x))
+        side = np.where(x < 0, t, 1 - t)
+        linear = np.where((side == 0) & np.isinf(x), 0, side * np.abs(x))
+        smaller = e / (1 + e)
+        up = np.where(x < 0, smaller, 1 - smaller)
+        down = np.where(x < 0, 1 - smaller, smaller)
+        return linear + np.log1p(e), (1 - t) * up - t * down
+
+
 def second_derivative(x: LongDouble) -> LongDouble:
     """σ''(x) = -σ'(x) tanh(x / 2)."""
     return -derivative(x) * np.tanh(x / 2)

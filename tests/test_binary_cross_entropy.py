@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,33 +37,9 @@ def selected(instruction_set: str) -> Iterator[str]:
     extension.select_instruction_set(before)
 
 
-def exact(x: Tensor, t: Tensor | float) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and gradient in long double, of terms that do not cancel for t in {0, 1}."""
-    logit = x.detach().double().numpy().astype(np.longdouble)
-    target = np.longdouble(t) if isinstance(t, float) else t.double().numpy().astype(np.longdouble)
-    with np.errstate(over="ignore", invalid="ignore"):
-        e = np.exp(-np.abs(logit))
-        side = np.where(logit < 0, target, 1 - target)
-        linear = np.where(side == 0, np.longdouble(0), side * np.abs(logit))
-        smaller = e / (1 + e)
-        up = np.where(logit < 0, smaller, 1 - smaller)
-        down = np.where(logit < 0, 1 - smaller, smaller)
-    return linear + np.log1p(e), (1 - target) * up - target * down
-
-
-def in_ulp(result: Tensor, truth: np.ndarray) -> np.ndarray:
-    """The distance from the truth in units of the last place of the result's dtype."""
-    info = torch.finfo(result.dtype)
-    digits = 1 - round(math.log2(info.eps))
-    lowest = round(math.log2(info.smallest_normal)) + 1
-    exponents = np.maximum(np.frexp(truth)[1], lowest)
-    unit = np.ldexp(np.longdouble(1), exponents - digits)
-    return np.abs(result.detach().double().numpy().astype(np.longdouble) - truth) / unit
-
-
-def every_finite_half(dtype: torch.dtype) -> Tensor:
-    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    return numbers[numbers.isfinite()]
+def exact(x: Tensor, t: Tensor | float) -> tuple[Any, Any]:
+    target = oracle.exact(t) if isinstance(t, Tensor) else np.longdouble(t)
+    return oracle.cross_entropy(oracle.exact(x.detach()), target)
 
 
 def loss_and_gradient(x: Tensor, t: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
@@ -82,14 +59,14 @@ def loss_and_gradient(x: Tensor, t: Tensor, **others: Any) -> tuple[Tensor, Tens
 def test_every_half_is_the_nearest(
     selected: str, dtype: torch.dtype, target: float, reduction: str
 ) -> None:
-    x = every_finite_half(dtype)
+    x = oracle.every_finite_half(dtype)
     t = torch.full_like(x, target)
     loss, gradient = loss_and_gradient(x, t, reduction=reduction)
     true_loss, true_gradient = exact(x, target)
-    assert in_ulp(gradient, true_gradient).max() <= 0.5
+    assert oracle.error_in_ulp(gradient, true_gradient).max() <= 0.5
     if reduction == "none":
         finite = loss.isfinite()
-        assert in_ulp(loss[finite], true_loss[finite.numpy()]).max() <= 0.5
+        assert oracle.error_in_ulp(loss[finite], true_loss[finite.numpy()]).max() <= 0.5
         largest = torch.finfo(dtype).max
         assert (true_loss[~finite.numpy()] > largest).all()
 
@@ -102,7 +79,7 @@ def test_a_mean_of_every_half_has_the_nearest_gradients(dtype: torch.dtype) -> N
     for target in (0.0, 1.0):
         _, gradient = loss_and_gradient(x, torch.full_like(x, target))
         _, true_gradient = exact(x, target)
-        assert in_ulp(gradient, true_gradient / 2**16).max() <= 0.5
+        assert oracle.error_in_ulp(gradient, true_gradient / 2**16).max() <= 0.5
 
 
 def float32_logits() -> Tensor:
@@ -119,8 +96,8 @@ def test_float32_is_within_its_bounds(selected: str, target: float) -> None:
     x = float32_logits()
     loss, gradient = loss_and_gradient(x, torch.full_like(x, target), reduction="none")
     true_loss, true_gradient = exact(x, target)
-    assert in_ulp(loss, true_loss).max() <= 2.5
-    assert in_ulp(gradient, true_gradient).max() <= 2.5
+    assert oracle.error_in_ulp(loss, true_loss).max() <= 2.5
+    assert oracle.error_in_ulp(gradient, true_gradient).max() <= 2.5
 
 
 @every_set
@@ -132,8 +109,8 @@ def test_float64_is_within_its_bounds(selected: str, target: float) -> None:
     )
     loss, gradient = loss_and_gradient(x, torch.full_like(x, target), reduction="none")
     true_loss, true_gradient = exact(x, target)
-    assert in_ulp(loss, true_loss).max() <= 3.5
-    assert in_ulp(gradient, true_gradient).max() <= 3.5
+    assert oracle.error_in_ulp(loss, true_loss).max() <= 3.5
+    assert oracle.error_in_ulp(gradient, true_gradient).max() <= 3.5
 
 
 @every_set
@@ -145,7 +122,7 @@ def test_soft_targets(selected: str, dtype: torch.dtype) -> None:
     t = torch.rand(50_000, dtype=torch.float64, generator=generator).to(dtype)
     loss, gradient = loss_and_gradient(x, t, reduction="none")
     true_loss, true_gradient = exact(x, t)
-    assert in_ulp(loss, true_loss).max() <= 3.5
+    assert oracle.error_in_ulp(loss, true_loss).max() <= 3.5
     positive, negative = exact(x, 1.0)[1], exact(x, 0.0)[1]
     target = t.double().numpy()
     terms = (1 - target) * negative - target * positive

@@ -17,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fused_sigmoid import FusedSigmoid, sigmoid, sigmoid_, sigmoid_with_derivative
+from fused_sigmoid import (
+    FusedSigmoid,
+    binary_cross_entropy_with_logits,
+    sigmoid,
+    sigmoid_,
+    sigmoid_with_derivative,
+)
 from fused_sigmoid._extension import extension
 
 # In ulp; what rounds once more has half an ulp at most, and oracle's own error.
@@ -259,6 +265,50 @@ def test_operators_broadcast(pair: tuple[Tensor, Tensor], name: str) -> None:
     usual &= np.abs(oracle.exact(wide[0])) < 1e3
     relative = np.abs(oracle.exact(got) - exact)[usual] / np.abs(exact[usual])
     assert np.all(relative <= 4 * torch.finfo(got.dtype).eps)
+
+
+LOSS = {torch.float64: 3.5, torch.float32: 2.5, torch.float16: NEAREST, torch.bfloat16: NEAREST}
+
+
+@st.composite
+def logits_and_targets(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Targets of the logits' shape, in memory of their own, with strides of their own."""
+    input = draw(any_view)
+    order = draw(st.permutations(range(input.dim())))
+    shape = [input.shape[axis] for axis in order]
+    generator = torch.Generator().manual_seed(draw(seeds))
+    target = torch.rand(shape, generator=generator, dtype=torch.float64)
+    target = (target < draw(st.sampled_from([0.0, 0.5, 1.0]))).to(input.dtype)
+    if draw(st.booleans()):
+        target = torch.stack([target, torch.full_like(target, 3)], -1)[..., 0]
+    return input, target.permute([order.index(axis) for axis in range(input.dim())])
+
+
+@given(logits_and_targets(), st.sampled_from(extension.instruction_sets()))
+def test_loss(pair: tuple[Tensor, Tensor], name: str) -> None:
+    input, target = pair
+    exact, derivative = oracle.cross_entropy(oracle.exact(input), oracle.exact(target))
+    leaf = input.detach().requires_grad_()
+    before = extension.instruction_set()
+    extension.select_instruction_set(name)
+    try:
+        loss = binary_cross_entropy_with_logits(leaf, target, reduction="none")
+        total = binary_cross_entropy_with_logits(input, target, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
+    finally:
+        extension.select_instruction_set(before)
+    like = torch.nn.functional.binary_cross_entropy_with_logits(input, target, reduction="none")
+    # A float16 may overflow where its exact loss does.
+    overflow = np.abs(exact) > torch.finfo(input.dtype).max
+    error = oracle.error_in_ulp(loss.detach(), exact)
+    assert np.all((error <= LOSS[input.dtype]) | overflow)
+    assert oracle.description(loss.detach()) == oracle.description(like)
+    assert np.all(oracle.error_in_ulp(gradient, derivative) <= LOSS[input.dtype])
+    if np.all(exact < 1e3):
+        # Up to the rounding of the sum, and the errors of the losses in it.
+        eps = torch.finfo(input.dtype).eps
+        bound = (LOSS[torch.float32] * 2.0**-23 + eps) * exact.sum()
+        assert abs(total.double().item() - float(exact.sum())) <= bound
 
 
 @given(any_view, st.sampled_from(extension.instruction_sets()))
