@@ -2,12 +2,11 @@
 // of the logits in memory. What lies in another order, has gaps or is broadcast is gathered.
 #include "binary_cross_entropy.h"
 
-#include <ATen/EmptyTensor.h>
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/scalar_tensor.h>
 
 #include <algorithm>
 #include <cstring>
@@ -101,6 +100,15 @@ at::Tensor fresh(const at::Tensor& like, at::ScalarType dtype) {
   return made;
 }
 
+// One number; what overflows is infinite, where scalar_tensor() would raise.
+at::Tensor number(double value, const at::TensorOptions& options) {
+  const at::Tensor made = at::empty({}, options);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, made.scalar_type(), "number", [&] {
+    *made.mutable_data_ptr<scalar_t>() = static_cast<scalar_t>(value);
+  });
+  return made;
+}
+
 char* memory_of(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<char*>(tensor.mutable_data_ptr()) : nullptr;
 }
@@ -181,8 +189,7 @@ Results run_on_cpu(const Operands& operands, Reduction reduction, Wanted wanted,
   if (wanted.probability) results.probability = fresh(like, dtype);
 
   const auto gathered = [&](const at::Tensor& tensor, at::ScalarType to) {
-    return Gathered(tensor.defined() ? tensor.to(to) : at::scalar_tensor(1, x.options().dtype(to)),
-                    like);
+    return Gathered(tensor.defined() ? tensor.to(to) : number(1, x.options().dtype(to)), like);
   };
   const int64_t count = x.numel();
   const double scale = reduction == Reduction::mean ? factor / static_cast<double>(count) : factor;
@@ -205,7 +212,7 @@ Results run_on_cpu(const Operands& operands, Reduction reduction, Wanted wanted,
   if (reduction == Reduction::mean) sum /= static_cast<double>(count);
 
   if (!is_none) {
-    results.loss = at::scalar_tensor(sum, t.options());
+    results.loss = number(sum, t.options());
   } else if (!is_target_alike || dtype != t.scalar_type()) {
     results.loss = at::empty_like(t).copy_(results.loss);
   }

@@ -64,8 +64,7 @@ at::Tensor run_backward(const at::Tensor& grad, const Operands& of, Reduction re
 void multiply_by_number(const at::Tensor& tensor, const at::Tensor& number) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   if (tensor.is_cpu()) {
-    const double factor = number.item<double>();
-    if (factor != 1) tensor.mul_(factor);
+    if (number.item<double>() != 1) tensor.mul_(number);
     return;
   }
   static const auto op = find_operator<Multiply>("fused_sigmoid::_multiply_by_number_");

@@ -330,6 +330,16 @@ def test_the_probability_is_the_sigmoid(dtype: torch.dtype, reduction: str) -> N
         assert not probability.requires_grad
 
 
+@every_dtype
+def test_a_sum_that_overflows_is_infinite(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    x = torch.full((4,), largest, dtype=dtype, requires_grad=True)
+    loss = binary_cross_entropy_with_logits(x, torch.zeros_like(x), reduction="sum")
+    loss.backward(torch.full_like(loss, largest))
+    assert loss == math.inf
+    assert torch.equal(x.grad, torch.full_like(x, largest))
+
+
 def test_targets_outside_of_0_and_1() -> None:
     x, t = torch.randn(1000, dtype=torch.float64), torch.randn(1000, dtype=torch.float64) * 3
     for others in ({}, {"pos_weight": torch.tensor(2.5, dtype=torch.float64)}):
