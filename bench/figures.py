@@ -49,6 +49,7 @@ from bench.results import COPIES, COPY, OURS, STREAMED_COPY, Cell, Result, Row
 COLOURS = {
     OURS: "#D55E00",
     "torch": "#0072B2",
+    "sigmoid+bce": "#882255",
     "torch.compile": "#009E73",
     "torch+thp": "#56B4E9",
     "onnxruntime": "#CC79A7",
@@ -70,6 +71,9 @@ WORK_TITLES = {
     "pair": "value and derivative",
     "training": "forward + backward",
     "bce": "forward + BCELoss + backward",
+    "loss": "mean loss + backward",
+    "loss-forward": "mean loss alone",
+    "loss-none": "losses + backward",
 }
 RESOLUTION = 130
 WIDEST_BAR = 0.3

@@ -76,6 +76,8 @@ LATENCY = 1 / 1.10
 # In cache those of the table of eight are for AVX-512, and were set on a Zen 5: of a processor that
 # divides more slowly beside its other operations less is to be had (docs/performance.md).
 IN_CACHE = (64 * KI, MI)
+# Those of the loss were set on a Zen 5 with AVX-512, too.
+LOSS_DTYPES = ("float32", "bfloat16")
 GOALS = (
     *_by_threads("forward", ("float32",), IN_CACHE, 2.2, 1.7),
     *_by_threads("forward", ("bfloat16",), IN_CACHE, 3.7, 2.6),
@@ -103,6 +105,13 @@ GOALS = (
     *_by_threads("forward", ("bfloat16",), IN_CACHE, 3.5, 1.2, "torch+avx2"),
     Goal("forward", ("float16",), IN_CACHE, "torch+avx2", 1.2),
     Goal("pair", ("float32", *HALVES), IN_CACHE, "torch+avx2", 1.2),
+    Goal("loss", LOSS_DTYPES, (1,), "torch", 1.3),
+    Goal("loss", LOSS_DTYPES, (64 * KI,), "torch", 3.5, threads="one"),
+    Goal("loss", LOSS_DTYPES, (MI,), "torch", 3.0, threads="one"),
+    Goal("loss", ("float32",), (16 * MI,), "torch", 4.0),
+    Goal("loss", LOSS_DTYPES, IN_CACHE, "torch.compile", 3.0),
+    Goal("loss-forward", LOSS_DTYPES, (64 * KI,), "torch", 4.5),
+    Goal("loss-forward", LOSS_DTYPES, (MI, 16 * MI), "torch", 10.0),
     *_laid_out("channels_last", 1.3),
     *_laid_out("transposed", 1.0),
     *_laid_out("chunk", 1.0),
@@ -128,11 +137,13 @@ GPU_GOALS = (
     _eager_latency("forward-fresh", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
     _eager_latency("training", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
     _eager_latency("bce", ("float32", "bfloat16"), (KI,), "torch", 1 / 1.15),
+    _eager_latency("loss", LOSS_DTYPES, (KI,), "torch", 1.0),
     *(
         _on_device(work, (dtype,), (LARGE[dtype], 256 * MI), COPY, 0.95)
         for work in ("forward", "pair", "backward")
         for dtype in ("float32", *HALVES)
     ),
+    *(_on_device("loss", (d,), (LARGE[d], 256 * MI), COPY, 0.90) for d in LOSS_DTYPES),
     *(_on_device("pair", (d,), (LARGE[d],), "torch", 2.2) for d in ("float32", *HALVES)),
     *(
         _on_device(work, (dtype,), (LARGE[dtype],), "torch.compile", 0.98)

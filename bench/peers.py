@@ -21,9 +21,11 @@ from torch import nn
 from bench import machine
 from bench.results import COPY, OURS, STREAMED_COPY, Cell
 from bench.timing import Call
-from bench.works import DTYPES, WORKS, Buffers, bytes_moved
+from bench.works import DTYPES, LOSS_WORKS, WORKS, Buffers, bytes_moved
 
 Bind = Callable[[Buffers], Call]
+# Of logits and labels; takes ``reduction`` as torch's own, and without it gives the mean.
+LogitsLoss = Callable[..., torch.Tensor]
 
 
 class CannotRunError(Exception):
@@ -70,6 +72,8 @@ class FusedSigmoid(Peer):
         if cell.work == "backward":
             backward = torch.ops.fused_sigmoid.sigmoid_backward
             return lambda buffers: partial(backward, buffers.grad_output, buffers.input)
+        if cell.work in LOSS_WORKS:
+            return _bind_logits_loss(fused_sigmoid.binary_cross_entropy_with_logits, cell.work)
         return _bind_module(fused_sigmoid.FusedSigmoid(saved=cell.saved), cell.work)
 
 
@@ -126,7 +130,19 @@ class TorchEager(Peer):
             return lambda buffers: partial(_composed_pair, buffers.input)
         if cell.work == "backward":
             return lambda buffers: partial(_backward, buffers.grad_output, buffers.value)
+        if cell.work in LOSS_WORKS:
+            return _bind_logits_loss(F.binary_cross_entropy_with_logits, cell.work)
         return _bind_module(nn.Sigmoid(), cell.work)
+
+
+class SigmoidThenLoss(Peer):
+    """The classifier that has a sigmoid of its own, as one finds it written."""
+
+    name = "sigmoid+bce"
+
+    def prepare(self, cell: Cell) -> Bind:
+        self.require(cell, ("cpu", "cuda"), LOSS_WORKS)
+        return _bind_logits_loss(_sigmoid_then_loss, cell.work)
 
 
 class TorchCompile(Peer):
@@ -148,6 +164,8 @@ class TorchCompile(Peer):
             return lambda buffers: partial(backward, buffers.grad_output, buffers.value)
         if cell.work == "bce":
             return _bind_loss(partial(torch.compile(_loss, dynamic=False), nn.Sigmoid()))
+        if cell.work in LOSS_WORKS:
+            return _bind_logits_loss(torch.compile(_torchs_loss, dynamic=False), cell.work)
         return _bind_module(torch.compile(nn.Sigmoid(), dynamic=False), cell.work)
 
 
@@ -329,6 +347,7 @@ PEERS: dict[str, Peer] = {
     for peer in (
         StreamedCopy(),
         TorchEager(),
+        SigmoidThenLoss(),
         OnnxRuntime(),
         Scipy(),
         NumExpr(),
@@ -356,7 +375,18 @@ def _bind_module(module: Callable[[torch.Tensor], torch.Tensor], work: str) -> B
 
 
 def _bind_loss(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Bind:
-    return lambda buffers: partial(_train_by, loss, buffers.input, buffers.grad_output)
+    return lambda buffers: partial(_train_by, loss, buffers.input, buffers.labels)
+
+
+def _bind_logits_loss(loss: LogitsLoss, work: str) -> Bind:
+    if work == "loss-forward":
+        # These logits ask for no gradient.
+        return lambda buffers: partial(loss, buffers.input, buffers.labels)
+    if work == "loss":
+        return lambda buffers: partial(_train_by_mean, loss, buffers.input, buffers.labels)
+    return lambda buffers: partial(
+        _train_by_each, loss, buffers.input, buffers.labels, buffers.grad_output
+    )
 
 
 def _train(
@@ -379,6 +409,34 @@ def _train_by(
 ) -> torch.Tensor | None:
     loss(values, labels).backward()
     return _taken_gradient(values)
+
+
+def _train_by_mean(
+    loss: LogitsLoss, values: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    mean = loss(values, labels)
+    mean.backward()
+    return mean, _taken_gradient(values)
+
+
+def _train_by_each(
+    loss: LogitsLoss, values: torch.Tensor, labels: torch.Tensor, grad: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    losses = loss(values, labels, reduction="none")
+    losses.backward(grad)
+    return losses, _taken_gradient(values)
+
+
+def _torchs_loss(
+    values: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
+) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(values, labels, reduction=reduction)
+
+
+def _sigmoid_then_loss(
+    values: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
+) -> torch.Tensor:
+    return F.binary_cross_entropy(torch.sigmoid(values), labels, reduction=reduction)
 
 
 def _taken_gradient(values: torch.Tensor) -> torch.Tensor | None:

@@ -36,6 +36,8 @@ TOLERANCE_IN_EPSILONS = 8
 # Errors of partition and of tail loops show at the two ends; checking all of a large output would
 # take longer than timing it.
 CHECKED_AT_EACH_END = 65_536
+# A mean is of all elements, in parts: whole tensors of float64 take six times as long.
+MEAN_PART = 2**20
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,21 @@ WORKS = {
         Work("training", "forward + backward", 5, "reads x, writes y; reads two, writes x.grad"),
         Work("bce", "forward + BCELoss + backward", 10, "x and labels to x.grad by nn.BCELoss"),
         Work("backward", "backward alone", 3, "reads two, writes x.grad; no autograd"),
+        Work("loss", "mean loss + backward", 3, "reads logits and labels, writes x.grad"),
+        Work("loss-forward", "mean loss alone", 2, "reads logits and labels; no gradient"),
+        Work("loss-none", "losses + backward", 7, "reads two, writes losses; x.grad from three"),
     )
 }
+# The binary cross entropy of logits.
+LOSS_WORKS = ("loss", "loss-forward", "loss-none")
 # What is measured unless it is asked for: a training step shows the backward pass as well, and what
-# a loss takes is not ours.
-DEFAULT_WORKS = tuple(name for name in WORKS if name not in ("bce", "backward"))
+# nn.BCELoss takes is not ours.
+DEFAULT_WORKS = tuple(name for name in WORKS if name not in ("bce", "backward", "loss-none"))
+
+GRADIENT_WORKS = ("training", "bce", "loss", "loss-none")
+LABELLED_WORKS = ("bce", *LOSS_WORKS)
+# Those whose backward pass is given a gradient for every element.
+GRADED_WORKS = ("training", "backward", "loss-none")
 
 
 @dataclass(frozen=True)
@@ -119,13 +131,14 @@ class Buffers:
 
     input: torch.Tensor
     value: torch.Tensor
-    grad_output: torch.Tensor  # of bce the labels
+    grad_output: torch.Tensor
+    labels: torch.Tensor  # 0 or 1
     copy_source: torch.Tensor
     copy_target: torch.Tensor
 
 
 def bytes_moved(work: str, size: int, dtype: str) -> int:
-    """The bytes the work has to move: 2 to 5 accesses of each element."""
+    """The bytes the work has to move: 2 to 10 accesses of each element."""
     return WORKS[work].accesses * size * DTYPES[dtype].itemsize
 
 
@@ -138,20 +151,17 @@ def make_buffers(
     values.mul_(INPUT_STANDARD_DEVIATION)
     if work == "bce":
         values.clamp_(-LARGEST_LOGIT, LARGEST_LOGIT)
-    has_gradient = work in ("training", "bce", "backward")
     given = {"forward": torch.zeros_like, "backward": torch.sigmoid}.get(work)
     nothing = torch.empty(0, **place)
     # copy_ reads and writes each element once; hence half the work's accesses in elements.
     copied = -(-WORKS[work].accesses * size // 2) if copy else 0
-    grad_output = nothing
-    if has_gradient:
-        grad_output = torch.empty_like(values).copy_(_random(size, place).view(values.shape))
-    if work == "bce":
-        grad_output.clamp_(0, 1).round_()
+    grad_output = _random_like(values) if work in GRADED_WORKS else nothing
+    labels = _random_like(values).clamp_(0, 1).round_() if work in LABELLED_WORKS else nothing
     return Buffers(
         value=given(values) if given else nothing,
-        input=values.requires_grad_(work in ("training", "bce")),
+        input=values.requires_grad_(work in GRADIENT_WORKS),
         grad_output=grad_output,
+        labels=labels,
         # As random as what is computed with: constant data switches fewer bits.
         copy_source=_random(copied, place),
         copy_target=torch.zeros(copied, **place),
@@ -163,32 +173,96 @@ def _random(size: int, place: dict[str, Any]) -> torch.Tensor:
     return block.repeat(-(-size // RANDOM_BLOCK))[:size]
 
 
+def _random_like(values: torch.Tensor) -> torch.Tensor:
+    place = {"dtype": values.dtype, "device": values.device}
+    return torch.empty_like(values).copy_(_random(values.numel(), place).view(values.shape))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Something that a work gave, and what it is to be in float64 at the two ends. ``unit`` is how
+    large a number counts as one; every error is allowed that such a number may have."""
+
+    name: str
+    found: Any
+    reference: torch.Tensor
+    shape: torch.Size
+    unit: float = 1.0
+
+
 def wrongness(work: str, buffers: Buffers, result: Any) -> str | None:
     """Says how ``result`` differs from float64 by more than the tolerance, or None."""
+    dtype = buffers.input.dtype
+    for compared in _compared(work, buffers, result):
+        name, found, shape = compared.name, compared.found, compared.shape
+        if not isinstance(found, torch.Tensor):
+            # The other conversions know no bfloat16.
+            found = torch.from_dlpack(found)
+        if found.shape != shape or found.dtype != dtype:
+            return f"{name} is {list(found.shape)} x {found.dtype}, not {list(shape)} x {dtype}"
+        # A gradient is scaled by grad_output, which may exceed 1.
+        scale = max(compared.unit, float(compared.reference.abs().max()))
+        allowed = TOLERANCE_IN_EPSILONS * torch.finfo(dtype).eps * scale + _smallest(dtype)
+        error = float((_ends(found) - compared.reference).abs().max())
+        if not error <= allowed:  # a NaN must fail as well
+            return f"{name} is off by {error:.3g}, more than {allowed:.3g}"
+    return None
+
+
+def _compared(work: str, buffers: Buffers, result: Any) -> list[Compared]:
+    shape = buffers.input.shape
+    if work in LOSS_WORKS:
+        return _compared_losses(work, buffers, result)
     ends = _ends(buffers.input)
     value = torch.sigmoid(ends)
     derivative = value * torch.sigmoid(-ends)
     if work == "pair":
-        expected = {"value": (result[0], value), "derivative": (result[1], derivative)}
-    elif work == "bce":
-        expected = {"gradient": (result, value - _ends(buffers.grad_output))}
-    elif work in ("training", "backward"):
-        expected = {"gradient": (result, derivative * _ends(buffers.grad_output))}
-    else:
-        expected = {"value": (result, value)}
-    shape, dtype = buffers.input.shape, buffers.input.dtype
-    for name, (got, reference) in expected.items():
-        # The other conversions know no bfloat16.
-        found = got if isinstance(got, torch.Tensor) else torch.from_dlpack(got)
-        if found.shape != shape or found.dtype != dtype:
-            return f"{name} is {list(found.shape)} x {found.dtype}, not {list(shape)} x {dtype}"
-        # The gradient is scaled by grad_output, which may exceed 1.
-        scale = max(1.0, float(reference.abs().max()))
-        allowed = TOLERANCE_IN_EPSILONS * torch.finfo(dtype).eps * scale
-        error = float((_ends(found) - reference).abs().max())
-        if not error <= allowed:  # a NaN must fail as well
-            return f"{name} is off by {error:.3g}, more than {allowed:.3g}"
-    return None
+        return [
+            Compared("value", result[0], value, shape),
+            Compared("derivative", result[1], derivative, shape),
+        ]
+    if work == "bce":
+        return [Compared("gradient", result, value - _ends(buffers.labels), shape)]
+    if work in ("training", "backward"):
+        return [Compared("gradient", result, derivative * _ends(buffers.grad_output), shape)]
+    return [Compared("value", result, value, shape)]
+
+
+def _compared_losses(work: str, buffers: Buffers, result: Any) -> list[Compared]:
+    shape, size = buffers.input.shape, buffers.input.numel()
+    logits, labels = _ends(buffers.input), _ends(buffers.labels)
+    gradient = (1 - labels) * torch.sigmoid(logits) - labels * torch.sigmoid(-logits)
+    if work == "loss-none":
+        return [
+            Compared("loss", result[0], _losses(logits, labels), shape),
+            Compared("gradient", result[1], gradient * _ends(buffers.grad_output), shape),
+        ]
+    mean, number = _mean_loss(buffers), torch.Size()
+    if work == "loss-forward":
+        return [Compared("loss", result, mean, number)]
+    return [
+        Compared("loss", result[0], mean, number),
+        # An element has its share of the mean.
+        Compared("gradient", result[1], gradient / size, shape, unit=1 / size),
+    ]
+
+
+def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Without a difference, so that what is small keeps its digits on both sides."""
+    rest = torch.log1p(torch.exp(-logits.abs()))
+    return (1 - labels) * logits.clamp(min=0) + labels * (-logits).clamp(min=0) + rest
+
+
+def _mean_loss(buffers: Buffers) -> torch.Tensor:
+    """Of all elements."""
+    flat = (each.detach().flatten().split(MEAN_PART) for each in (buffers.input, buffers.labels))
+    sums = [_losses(x.double(), labels.double()).sum() for x, labels in zip(*flat, strict=True)]
+    return torch.stack(sums).sum().div(buffers.input.numel()).reshape(1).cpu()
+
+
+def _smallest(dtype: torch.dtype) -> float:
+    """The distance of its numbers near 0, where the gradient of a mean in float16 is."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
 
 
 def _ends(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+import fused_sigmoid
+
 torch = pytest.importorskip("torch")
 for needed in ("matplotlib", "tabulate", "tqdm"):
     pytest.importorskip(needed)
@@ -36,7 +38,14 @@ from bench import (  # noqa: E402
     sweep,
     works,
 )
-from bench.peers import PEERS, CannotRunError, FusedSigmoid, StreamedCopy, TorchEager  # noqa: E402
+from bench.peers import (  # noqa: E402
+    PEERS,
+    CannotRunError,
+    FusedSigmoid,
+    Peer,
+    StreamedCopy,
+    TorchEager,
+)
 from bench.results import COPY, OURS, STREAMED_COPY, Cell, Result, Row, Skip, Spread, Task  # noqa: E402
 from bench.timing import (  # noqa: E402
     Effort,
@@ -80,7 +89,7 @@ def test_the_goals_measure_every_row_they_judge_and_nothing_else() -> None:
     wanted = sum(
         len(goal.dtypes) * len(goal.sizes) * sum(map(goal.is_about, (1, 2))) for goal in goals.GOALS
     )
-    every = [row(peer, 1.0, 9.0, task.cell) for task in tasks for peer in task.peers]
+    every = [row(peer, 1.0, 99.0, task.cell) for task in tasks for peer in task.peers]
     assert len({(judged.cell, judged.peer) for judged in every}) == len(every)
     assert goals.terminal(every).splitlines()[-1] == f"{wanted} of {wanted} met"
     judged = {
@@ -98,6 +107,9 @@ def test_the_goals_measure_every_row_they_judge_and_nothing_else() -> None:
         ("forward", "transposed", "torch", 2**16, 2),
         ("training", "slice", "torch", 2**20, 1),
         ("forward", "chunk", "torch", 2**16, 1),
+        ("loss", "contiguous", "torch", 2**24, 2),
+        ("loss", "contiguous", "torch.compile", 2**16, 1),
+        ("loss-forward", "contiguous", "torch", 2**20, 1),
     ):
         assert asked in judged
     beside = [measured for measured in every if measured.peer == COPY]
@@ -238,6 +250,9 @@ def test_garbage_collection_is_off_while_timing_and_on_after() -> None:
         ("pair", "bfloat16", 6_000),
         ("training", "float32", 20_000),
         ("backward", "float16", 6_000),
+        ("loss", "float32", 12_000),
+        ("loss-forward", "bfloat16", 4_000),
+        ("loss-none", "float32", 28_000),
     ],
 )
 def test_bytes_moved_and_the_copy_beside_them(work: str, dtype: str, expected: int) -> None:
@@ -253,6 +268,73 @@ def test_a_right_result_passes_the_guard(work: str, dtype: str) -> None:
     buffers = works.make_buffers(work, cell.size, dtype, "cpu")
     call = TorchEager().prepare(cell)(buffers)
     assert works.wrongness(work, buffers, call()) is None
+
+
+def wrongness_of(peer: Peer, work: str, dtype: str, size: int = 1024) -> str | None:
+    buffers = works.make_buffers(work, size, dtype, "cpu", copy=False)
+    cell = replace(CELL, work=work, dtype=dtype, size=size)
+    return works.wrongness(work, buffers, peer.prepare(cell)(buffers)())
+
+
+@pytest.mark.parametrize("size", [1, 1023, 2**16])
+@pytest.mark.parametrize("dtype", list(works.DTYPES))
+@pytest.mark.parametrize("work", works.LOSS_WORKS)
+def test_our_losses_pass_the_guard(work: str, dtype: str, size: int) -> None:
+    assert wrongness_of(FusedSigmoid(), work, dtype, size) is None
+
+
+def test_a_mean_s_gradient_is_judged_by_its_share_and_by_what_the_dtype_can_hold() -> None:
+    for dtype in ("float32", "float16"):
+        buffers = works.make_buffers("loss", 2**20, dtype, "cpu", copy=False)
+        mean, gradient = FusedSigmoid().prepare(replace(CELL, work="loss"))(buffers)()
+        assert works.wrongness("loss", buffers, (mean, gradient)) is None
+        # Nothing at all, in place of a millionth at most.
+        nothing = torch.zeros_like(gradient)
+        assert "gradient is off by" in str(works.wrongness("loss", buffers, (mean, nothing)))
+
+
+@pytest.mark.parametrize("work", works.LOSS_WORKS)
+def test_a_loss_of_the_wrong_sign_is_refused(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fused_sigmoid.binary_cross_entropy_with_logits
+
+    def negative(input, target, reduction="mean"):  # type: ignore[no-untyped-def]
+        return -right(input, target, reduction=reduction)
+
+    monkeypatch.setattr(fused_sigmoid, "binary_cross_entropy_with_logits", negative)
+    assert "loss is off by" in str(wrongness_of(FusedSigmoid(), work, "float32"))
+    result = runs.Result(machine={}, source={}, date="", command="")
+    task = Task(replace(CELL, work=work), ("torch",))
+    runs.run([task], runs.Patience(Effort(rounds=1)), result, show_progress=False)
+    assert [(skip.peer, skip.reason[:20]) for skip in result.skips] == [
+        (OURS, "wrong result: loss i")
+    ]
+
+
+@pytest.mark.parametrize("work", ["loss", "loss-none"])
+def test_a_gradient_of_the_wrong_sign_is_refused(work: str) -> None:
+    buffers = works.make_buffers(work, 1024, "float32", "cpu")
+    loss, gradient = FusedSigmoid().prepare(replace(CELL, work=work))(buffers)()
+    assert "gradient is off by" in str(works.wrongness(work, buffers, (loss, -gradient)))
+
+
+def test_losses_are_judged_on_both_tails() -> None:
+    x = torch.tensor([-40.0, 40.0, -40.0, 40.0], dtype=torch.float64)
+    labels = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    small = 4.248354255291589e-18
+    expected = torch.tensor([small, small, 40.0, 40.0], dtype=torch.float64)
+    torch.testing.assert_close(works._losses(x, labels), expected, rtol=1e-15, atol=0)
+
+
+def test_a_sigmoid_before_the_loss_is_a_peer_of_the_losses_alone() -> None:
+    peer = PEERS["sigmoid+bce"]
+    assert wrongness_of(peer, "loss", "float32", 2**16) is None
+    # Where the sigmoid rounds to 1 the other label costs 100, and not the logit.
+    assert "loss is off by" in str(wrongness_of(peer, "loss", "bfloat16", 2**16))
+    with pytest.raises(CannotRunError, match="has no training"):
+        peer.prepare(replace(CELL, work="training"))
+    for other in ("scipy", "onnxruntime", "numexpr", "jax", "flag_gems"):
+        with pytest.raises(CannotRunError):
+            PEERS[other].prepare(replace(CELL, work="loss"))
 
 
 @pytest.mark.parametrize("work", ["forward", "forward-fresh", "pair"])

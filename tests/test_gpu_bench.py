@@ -65,6 +65,8 @@ def row(cell: Cell, peer: str, ratio: float) -> Row:
         (replace(LARGE, work="backward", dtype="bfloat16", size=256 << 20), COPY, 0.95),
         (replace(LARGE, work="training", dtype="float64", size=1024), "torch", 0.98),
         (replace(LARGE, work="training", size=1024, clock="wall", cache="warm"), "torch", 0.8696),
+        (replace(LARGE, work="loss"), COPY, 0.90),
+        (replace(LARGE, work="loss", size=1024, clock="wall", cache="warm"), "torch", 1.0),
     ],
 )
 def test_goals_judge_a_row_by_the_issue_s_table(cell: Cell, peer: str, goal: float) -> None:
