@@ -38,6 +38,8 @@ QUICK_SIZES = {
     "float32": (1, 2**10, 2**16, 2**20, 2**24),
     "bfloat16": (2**10, 2**18),
 }
+# The forward pass is a part of the step, and another cell of it leaves other rows no time.
+QUICK_WORKS = tuple(work for work in DEFAULT_WORKS if work != "loss-forward")
 QUICK_EFFORT = Effort(rounds=7, minimum_rounds=3, sample_seconds=5e-4, row_seconds=0.15)
 # Leaves room below a minute for importing torch, for the last row and for drawing.
 QUICK_TIME_LIMIT = 46.0
@@ -92,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             parser.error(f"argument --resume: {error}")
         tasks = runs.remaining(tasks, result)
+    elif chosen.output and (lost := _lost(file, tasks)):
+        parser.error(f"argument --output: {file} {lost}; name another folder, or --resume FILE")
     before = result.elapsed_seconds
     try:
         runs.run(
@@ -159,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--plan", type=Path, metavar="FILE", help="the cells and peers in this file")
     add("--sizes", nargs="+", type=_size, metavar="N", help="elements: 1000, 64Ki, 16Mi")
     add("--dtypes", nargs="+", choices=tuple(DTYPES))
-    add("--work", nargs="+", choices=tuple(WORKS))
+    add("--work", "--works", nargs="+", choices=tuple(WORKS))
     add("--layouts", nargs="+", choices=tuple(LAYOUTS), help="default: contiguous; --sweep: all")
     add("--saved", nargs="+", choices=SAVED, help="of training; default: auto; --sweep: all")
     add("--peers", nargs="+", choices=tuple(PEERS))
@@ -206,7 +210,7 @@ def _tasks(chosen: argparse.Namespace) -> list[Task]:
     options = Options(
         device=chosen.device,
         sizes=_sizes(chosen),
-        works=_once(chosen.work or (SWEEP_WORKS if sweeping else DEFAULT_WORKS)),
+        works=_once(chosen.work or _default_works(chosen)),
         peers=_once(chosen.peers or DEFAULT_PEERS),
         threads=threads,
         cache=chosen.cache or ("rotating" if chosen.device == "cuda" else "warm"),
@@ -214,6 +218,12 @@ def _tasks(chosen: argparse.Namespace) -> list[Task]:
         saved=_once(chosen.saved or (SAVED if sweeping else ("auto",))),
     )
     return sweep.plan(runs.cells(options)) if sweeping else runs.plan(options)
+
+
+def _default_works(chosen: argparse.Namespace) -> tuple[str, ...]:
+    if chosen.sweep:
+        return SWEEP_WORKS
+    return QUICK_WORKS if chosen.quick else DEFAULT_WORKS
 
 
 def _narrowed(chosen: argparse.Namespace) -> Callable[[Task], Task | None]:
@@ -233,6 +243,19 @@ def _narrowed(chosen: argparse.Namespace) -> Callable[[Task], Task | None]:
         return Task(cell, tuple(peers))
 
     return narrow
+
+
+def _lost(file: Path, tasks: Iterable[Task]) -> str | None:
+    """What a file there holds that the tasks would not measure anew."""
+    if not file.exists():
+        return None
+    try:
+        found = results.read(file)
+    except ValueError:
+        return "is no result that this version reads"
+    measured = {(task.cell, peer) for task in tasks for peer in task.peers}
+    lost = sum((row.cell, row.peer) not in measured for row in found.rows)
+    return f"holds {lost} rows that this run does not measure" if lost else None
 
 
 def _resumed(file: Path, now: Result) -> Result:

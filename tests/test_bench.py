@@ -893,6 +893,25 @@ def test_a_sweep_that_hit_its_limit_is_resumed(
     assert "other" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("torch_as_ours")
+def test_goals_of_some_works_do_not_take_the_place_of_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SMALL_RUN, "--goals", "--peers", "torch", "--output", str(tmp_path)]
+    arguments += ["--sizes", "1", "--works"]
+    assert command_line.main([*arguments, "loss", "training"]) == 0
+    file = tmp_path / "goals.json"
+    everything = file.read_bytes()
+    assert {r.cell.work for r in results.read(file).rows} == {"loss", "training"}
+    with pytest.raises(SystemExit):
+        command_line.main([*arguments, "loss"])
+    assert "holds 2 rows that this run does not measure" in capsys.readouterr().err
+    assert file.read_bytes() == everything
+    # More takes its place, and so does the same anew.
+    assert command_line.main([*arguments, "loss", "training", "bce"]) == 0
+    assert {r.cell.work for r in results.read(file).rows} == {"loss", "training", "bce"}
+
+
 def test_a_process_of_its_own_has_its_settings_and_measures_ours_too(tmp_path: Path) -> None:
     if "avx2" not in extension.instruction_sets():
         pytest.skip("this CPU runs no AVX2")
