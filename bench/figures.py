@@ -36,6 +36,7 @@ from bench import (
     gpu_tables,
     instructions,
     loss_gradients,
+    loss_memory,
     override,
     report,
     results,
@@ -86,6 +87,7 @@ RECORDED: dict[str, Callable[[], str]] = {
     "gpu-variants": gpu_tables.variants,
     "instructions": instructions.markdown,
     "loss-gradients": loss_gradients.markdown,
+    "loss-memory": loss_memory.markdown,
     "override": override.markdown,
     "static": static.markdown,
     "wrong-labels": wrong_labels.markdown,
@@ -360,14 +362,12 @@ def _table(name: str, found: Sequence[Result]) -> str:
     if words_of_cpu := wanted.pop("cpu", None):
         found = [r for r in found if words_of_cpu & set(r.machine["cpu"].split())]
     if kind == "machine":
-        devices = wanted.pop("device", None)
-        if wanted:
+        if not set(wanted) <= {"device", "work"}:
             raise BadBlockError(
-                f"figures:begin {name}: of a machine only device, capability and cpu can be chosen"
+                f"figures:begin {name}: of a machine only device, work, capability and cpu can be"
+                " chosen"
             )
-        found = [
-            r for r in found if not devices or any(row.cell.device in devices for row in r.rows)
-        ]
+        found = [r for r in found if any(_matches(row, wanted) for row in r.rows)]
         if found:
             return report.markdown_machine(found)
     rows = [row for result in _told_by(kind, found) for row in result.rows if _matches(row, wanted)]

@@ -30,6 +30,7 @@ from bench import (  # noqa: E402
     figures,
     fresh_processes,
     goals,
+    loss_memory,
     override,
     report,
     results,
@@ -652,10 +653,13 @@ def test_a_block_may_be_of_one_kind_of_processor() -> None:
         with pytest.raises(figures.BadBlockError, match="no row of the results matches"):
             filled(marker)
     with pytest.raises(
-        figures.BadBlockError, match="only device, capability and cpu can be chosen"
+        figures.BadBlockError, match="only device, work, capability and cpu can be chosen"
     ):
         filled("machine dtype=float32")
     assert "AVX2" in filled("machine device=cpu")
+    other.rows = [row("torch", 1.0, 7.0, replace(CELL, work="loss"))]
+    assert "AVX512" not in filled("machine device=cpu work=forward,pair")
+    assert "AVX2" not in filled("machine device=cpu work=loss")
     with pytest.raises(figures.BadBlockError, match="no row of the results matches"):
         filled("machine device=cuda")
 
@@ -972,6 +976,27 @@ def test_what_override_costs_is_measured_and_recorded(
         assert all(value > 0 for value in found.values())
     assert stored["seconds_a_call"]["x.shape"]["inside / without"] > 1
     assert "torch.sigmoid(x)" in override.markdown()
+
+
+def test_memory_of_a_loss_is_counted_in_tensors() -> None:
+    def twice() -> None:
+        held = [torch.empty(1000), torch.empty(10)]
+        held.pop()
+        torch.empty(500)
+
+    assert loss_memory.allocations(twice) == [4000, 40, -40, 2000, -2000, -4000]
+    rows = loss_memory.measure(sizes=(2**14,))
+    assert len(rows) == 4
+    for found in rows:
+        # The gradient, which the backward pass returns; with it each loss, where there are any.
+        assert found.ours_kept == found.tensor_bytes
+        assert found.ours_peak <= found.torch_peak
+        if found.reduction == "mean":
+            assert found.ours_peak < 1.1 * found.tensor_bytes < found.torch_peak
+    lines = loss_memory.table(rows, "pipe").splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:5]] == [
+        *("float32", "mean", "16 Ki", "1.00"),
+    ]
 
 
 def test_page_of_releases_holds_the_committed_outcomes() -> None:
