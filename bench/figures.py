@@ -72,6 +72,7 @@ WORK_TITLES = {
     "pair": "value and derivative",
     "training": "forward + backward",
     "bce": "forward + BCELoss + backward",
+    "backward": "backward alone",
     "loss": "mean loss + backward",
     "loss-forward": "mean loss alone",
     "loss-none": "losses + backward",
@@ -218,10 +219,12 @@ def _speed(rows: list[Row], title: str) -> Figure:
 
 
 def _panels(rows: list[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
-    """A panel for each work and layout, two in a line."""
+    """A panel for each work and layout, two in a line; works in the order of their titles, however
+    many results they come from."""
+    order = list(WORK_TITLES)
     works: dict[str, list[Row]] = {}
-    for row in rows:
-        title = WORK_TITLES.get(row.cell.work, row.cell.work)
+    for row in sorted(rows, key=lambda row: order.index(row.cell.work)):
+        title = WORK_TITLES[row.cell.work]
         title += f", saved={row.cell.saved}" * (row.cell.saved != "auto")
         title += f", {row.cell.layout}" * (row.cell.layout != "contiguous")
         works.setdefault(title, []).append(row)
