@@ -242,10 +242,10 @@ def _multiply_block(tensor, factor, places, mask):
 
 # The launches, on tensors of one device.
 
-# How many sums the one program of the second kernel reads at a time. It has as many threads as a
-# program may have, and 8 of the sums for each, all on their way at once.
+# How many sums the one program of the second kernel reads at a time, all on their way at once. A
+# program may have 1024 threads, and AMD's warps have 64 of them.
 TOTAL_BLOCK_SIZE = 8192
-TOTAL_OPTIONS = {"num_warps": 32, "enable_fp_fusion": False}
+TOTAL_OPTIONS = {"num_warps": 16, "enable_fp_fusion": False}
 # Most gradients are multiplied by 1: blocks are large, so that few programs find that out.
 MULTIPLY_BLOCK_SIZE = 4096
 
@@ -261,7 +261,8 @@ def forward(
 ) -> list[Tensor]:
     """The loss and, if wanted, its gradient by the input and the probability."""
     dtype, like = torch.promote_types(input.dtype, target.dtype), _layout(input)
-    count, is_mean = input.numel(), reduction == "mean"
+    count = input.numel()
+    divisor = count if reduction == "mean" else 1
     gradient = _fresh(like, input, dtype) if with_gradient else None
     probability = _fresh(like, input, dtype) if with_probability else None
     losses = sums = None
@@ -272,7 +273,7 @@ def forward(
         sums = torch.empty(blocks, dtype=torch.float64, device=input.device)
     operands = (input, target, weight, pos_weight)
     results = (losses, sums, gradient, probability)
-    _launch_losses(operands, results, dtype, like, None, count if is_mean else 1)
+    _launch_losses(operands, results, dtype, like, None, divisor)
     if losses is not None:
         loss = _laid_out(losses, _layout(target), target.dtype)
     else:
@@ -280,7 +281,7 @@ def forward(
         _launch(
             fused_binary_cross_entropy_total,
             1,
-            *(sums, loss, float(count if is_mean else 1), blocks),
+            *(sums, loss, float(divisor), blocks),
             block_size=TOTAL_BLOCK_SIZE,
             options=TOTAL_OPTIONS,
         )
