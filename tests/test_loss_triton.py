@@ -256,7 +256,7 @@ def test_every_kind_of_number(kernels, dtype):
     x = interpreted._every_half(dtype) if dtype.itemsize == 2 else interpreted._inputs(dtype)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-30, -1e30], dtype=dtype)
     x = torch.cat([x, special])
-    x = x[::100] if dtype == torch.float64 else x
+    x = x[::1000] if dtype == torch.float64 else x
     targets = torch.tensor([0.0, 1.0, 0.3, -0.0, 1.5, -2.0, torch.inf, torch.nan], dtype=dtype)
     for turn in range(len(targets)):
         t = targets.roll(turn).repeat(len(x) // 8 + 1)[: len(x)]
@@ -324,7 +324,7 @@ def test_results_are_those_of_the_formula(kernels, dtype, is_weighted):
             assert (np.abs(_exact(result) - reference) <= tolerance).all()
 
 
-@pytest.mark.parametrize(("dtype", "size"), [*DTYPES_AND_SIZES, (torch.float32, 30_003)], ids=str)
+@pytest.mark.parametrize(("dtype", "size"), [*DTYPES_AND_SIZES, (torch.float32, 12_001)], ids=str)
 def test_sums_are_exact_but_for_one_rounding(kernels, dtype, size, monkeypatch):
     # The second kernel goes round more than once.
     monkeypatch.setattr(kernels, "TOTAL_BLOCK_SIZE", 16)

@@ -1,7 +1,7 @@
 // The quotient of the GPU kernels (_quotient in triton/exponential.py), by a reciprocal, which is
-// corrected in float32, and one correction, beside the rounded division: does it give the same
-// results, for all magnitudes of a dtype and reciprocals up to two units in the last place off?
-// NVIDIA's is off by one at the most.
+// corrected in float32 and for a loss, and one correction, beside the rounded division: does it
+// give the same results, for all magnitudes of a dtype and reciprocals up to two units in the last
+// place off? NVIDIA's is off by one at the most.
 //
 //   quotient STEP SHARE SHARES
 //
@@ -15,6 +15,7 @@
 
 #include "../../csrc/cpu/vector_portable.h"
 #include "../../csrc/functions/sigmoid.h"
+#include "../../csrc/numerics/logistic_loss.h"
 
 namespace {
 
@@ -87,6 +88,25 @@ struct Bfloat16 {
   static uint32_t stored(float x) { return fused_sigmoid::portable::to_bfloat16(x).bits; }
 };
 
+// The smaller of sigmoid(x) and 1 - sigmoid(x), as the sigmoid's kernels compute it, and as those
+// of the loss do, whose numerator is no constant.
+template <class Dtype>
+struct OfSigmoid : Dtype {
+  template <class V>
+  static V smaller(V x) {
+    return fused_sigmoid::Sigmoid::prepare<typename Dtype::Constants>(x);
+  }
+};
+
+template <class Dtype, class Constants>
+struct OfLoss : Dtype {
+  static constexpr bool corrects_reciprocal = true;
+  template <class V>
+  static V smaller(V x) {
+    return fused_sigmoid::logistic_loss<Constants>(abs(x)).smaller;
+  }
+};
+
 constexpr uint32_t run = 4096;
 
 // Value, complement and derivative, of which every kernel's results are made; in simple loops,
@@ -99,7 +119,7 @@ template <class Dtype, class Division>
 void compute(const float* x, uint32_t many, Results& results) {
   using C = typename Dtype::Constants;
   for (uint32_t i = 0; i < many; ++i) {
-    const auto t = fused_sigmoid::Sigmoid::prepare<C>(Number<Division>(x[i]));
+    const auto t = Dtype::smaller(Number<Division>(x[i]));
     results.value[i] = Dtype::stored(1.0f - t.v);
     results.complement[i] = Dtype::stored(t.v);
     results.derivative[i] = Dtype::stored(fused_sigmoid::Sigmoid::derivative<C>(t, t).v);
@@ -164,6 +184,7 @@ void print(const char* dtype, const Count& found, const char* end) {
 }  // namespace
 
 static_assert(fused_sigmoid::Float32Constants::limit == 104.0f, "Float32::last is its bits");
+static_assert(fused_sigmoid::Float32LossConstants::limit == 104.0f, "Float32::last is its bits");
 
 int main(int count_of_arguments, char** arguments) {
   if (count_of_arguments != 4) return 2;
@@ -172,7 +193,11 @@ int main(int count_of_arguments, char** arguments) {
   };
   const uint32_t step = argument(1), share = argument(2), shares = argument(3);
   std::printf("{");
-  print("float32", count<Float32>(step, share, shares), ", ");
-  print("float16", count<Float16>(1, share, shares), ", ");
-  print("bfloat16", count<Bfloat16>(1, share, shares), "}\n");
+  using fused_sigmoid::Float32LossConstants, fused_sigmoid::HalfLossConstants;
+  print("float32", count<OfSigmoid<Float32>>(step, share, shares), ", ");
+  print("float16", count<OfSigmoid<Float16>>(1, share, shares), ", ");
+  print("bfloat16", count<OfSigmoid<Bfloat16>>(1, share, shares), ", ");
+  print("float32 loss", count<OfLoss<Float32, Float32LossConstants>>(step, share, shares), ", ");
+  print("float16 loss", count<OfLoss<Float16, HalfLossConstants>>(1, share, shares), ", ");
+  print("bfloat16 loss", count<OfLoss<Bfloat16, HalfLossConstants>>(1, share, shares), "}\n");
 }
