@@ -21,6 +21,7 @@ from torch import Tensor
 
 import fused_sigmoid
 from fused_sigmoid import __main__ as command_line
+from fused_sigmoid import binary_cross_entropy as losses
 from fused_sigmoid import check
 from fused_sigmoid._extension import extension
 from fused_sigmoid.check import figures, inputs, reference, report, sweep
@@ -35,11 +36,16 @@ OF_HALVES = (*OF_FLOATS, "gradient, saved=derivative", "gradient, saved=input")
 OF_SECOND_ORDER = tuple(
     f"second derivative, saved={saved}" for saved in ("derivative", "input", "auto")
 )
+LOSSES = ("loss, t=0", "loss, t=1")
+LOSS_GRADIENTS = ("loss gradient, t=0", "loss gradient, t=1")
+OF_LOSS = LOSSES + LOSS_GRADIENTS
+# Where torch subtracts a number near 1 from 1, or one near x from x.
+CANCELLING = (*OF_HALVES[1:], LOSSES[0], LOSS_GRADIENTS[1])
 QUANTITIES = {
-    "float16": OF_HALVES,
-    "bfloat16": OF_HALVES,
-    "float32": OF_FLOATS,
-    "float64": OF_FLOATS + OF_SECOND_ORDER,
+    "float16": OF_HALVES + OF_LOSS,
+    "bfloat16": OF_HALVES + OF_LOSS,
+    "float32": OF_FLOATS + OF_LOSS,
+    "float64": OF_FLOATS + OF_LOSS + OF_SECOND_ORDER,
 }
 
 
@@ -68,7 +74,7 @@ def test_command(tmp_path: Path) -> None:
     assert process.stderr == ""
     assert process.returncode == 0, process.stdout
     assert "all bounds hold" in process.stdout.splitlines()[-1]
-    assert max(map(len, process.stdout.splitlines())) <= 120
+    assert max(map(len, process.stdout.splitlines())) <= 132
 
     written = json.loads(file.read_text(encoding="utf-8"))
     assert (written["schema"], written["passed"], written["full"]) == (1, True, False)
@@ -104,9 +110,8 @@ def test_command(tmp_path: Path) -> None:
             assert measured["error"]["at"] is not None
         if dtype == "float32":
             assert row["inputs"] > 2**32 / 1021
-        if "gradient" in quantity or quantity == "derivative":
+        if quantity in CANCELLING:
             assert measured["zeroed"] == _figure(0, 0, measured["zeroed"]["torch"])
-            # Where y has rounded to 1, y * (1 - y) is 0.
             assert measured["zeroed"]["torch"] > 100
             assert measured["error"]["torch"] > 200
 
@@ -215,6 +220,25 @@ def coarse_rows() -> Rows:
 @pytest.fixture(scope="module")
 def sound() -> Rows:
     return coarse_rows()
+
+
+@pytest.fixture
+def fault_of_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """As ``fault``, of the loss or its gradient with one target."""
+    real = losses.binary_cross_entropy_with_logits
+
+    def install(target: float, loss: Change | None = None, gradient: Change | None = None) -> None:
+        def changed(x: Tensor, t: Tensor, **arguments: Any) -> Tensor:
+            result: Tensor = real(x, t, **arguments)
+            if t[0] == target and loss is not None:
+                result.data = loss(x.detach(), result.detach())
+            if t[0] == target and gradient is not None:
+                x.register_hook(lambda found: gradient(x.detach(), found))
+            return result
+
+        monkeypatch.setattr(losses, "binary_cross_entropy_with_logits", changed)
+
+    return install
 
 
 @pytest.fixture
@@ -426,6 +450,63 @@ def test_second_derivative(fault: Callable[..., None], monkeypatch: pytest.Monke
         assert (error.ours, error.at) == (error.torch, error.torch_at)
 
 
+# Of the loss.
+
+
+def test_loss_of_torch(fault_of_loss: Callable[..., None], sound: Rows) -> None:
+    fault_of_loss(0.0, loss=lambda x, result: x - torch.nn.functional.logsigmoid(x))
+    rows = coarse_rows()
+    found = missed(rows, sound)
+    of_floats = {("float32", LOSSES[0]), ("float64", LOSSES[0])}
+    of_halves = {("float16", LOSSES[0]), ("bfloat16", LOSSES[0])}
+    assert found["error"] == of_floats
+    assert found["misrounded"] == found["decreasing"] == of_halves
+    assert found["zeroed"] == of_floats | of_halves
+    assert found["asymmetric"] == every(LOSSES[1])
+    error = rows[SETS[0], "float32", LOSSES[0]].figures["error"]
+    assert (error.ours, error.at) == (error.torch, error.torch_at)
+
+
+def test_wrong_sign_of_a_loss_gradient(fault_of_loss: Callable[..., None], sound: Rows) -> None:
+    fault_of_loss(1.0, gradient=lambda x, result: -result)
+    found = missed(coarse_rows(), sound)
+    wrong = every(LOSS_GRADIENTS[1])
+    assert found["outside_range"] == found["special_values"] == found["asymmetric"] == wrong
+    assert found["error"] == {(dtype, LOSS_GRADIENTS[1]) for dtype in ("float32", "float64")}
+
+
+def test_loss_of_an_infinite_logit(fault_of_loss: Callable[..., None], sound: Rows) -> None:
+    fault_of_loss(1.0, loss=lambda x, result: result + 0 * x)
+    found = missed(coarse_rows(), sound)
+    assert found["misplaced_nan"] == found["special_values"] == every(LOSSES[1])
+    assert "error" not in found
+
+
+def test_a_few_ulp_of_the_loss(fault_of_loss: Callable[..., None], sound: Rows) -> None:
+    fault_of_loss(
+        1.0,
+        loss=at(-2.0, torch.float32, up(3)),
+        gradient=at(4.0, torch.float32, up(4)),
+    )
+    rows = coarse_rows()
+    wrong = {("float32", LOSSES[1]), ("float32", LOSS_GRADIENTS[1])}
+    assert missed(rows, sound) == {"error": wrong, "asymmetric": wrong}
+    places = {q: rows[SETS[0], "float32", q].figures["error"].at for _, q in wrong}
+    assert places == {LOSSES[1]: -2.0, LOSS_GRADIENTS[1]: 4.0}
+    for _, quantity in wrong:
+        assert rows[SETS[0], "float32", quantity].figures["asymmetric"].ours == 1
+
+
+def test_flushed_losses(fault_of_loss: Callable[..., None], sound: Rows) -> None:
+    def flush(x: Tensor, result: Tensor) -> Tensor:
+        return torch.where(result.abs() < torch.finfo(x.dtype).smallest_normal, 0, result)
+
+    fault_of_loss(0.0, loss=flush, gradient=flush)
+    found = missed(coarse_rows(), sound)
+    assert found["zeroed"] == every(LOSSES[0], LOSS_GRADIENTS[0])
+    assert "special_values" not in found
+
+
 def test_exit_status_and_verdict(
     fault: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -471,7 +552,7 @@ def test_long_double_of_64_bits_at_least(sound: Rows, monkeypatch: pytest.Monkey
     monkeypatch.setattr(reference, "LONG_DOUBLE_BITS", 53)
     monkeypatch.setattr(check, "MPMATH_INPUTS", 140)
     rows = coarse_rows()
-    for quantity in OF_FLOATS:
+    for quantity in OF_FLOATS + OF_LOSS:
         row = rows[SETS[0], "float64", quantity]
         assert row.reference.startswith("mpmath")
         assert row.inputs < 300
@@ -480,6 +561,13 @@ def test_long_double_of_64_bits_at_least(sound: Rows, monkeypatch: pytest.Monkey
 
 
 # The reference, against that of the tests.
+
+FUNCTIONS: dict[str, Callable[[oracle.LongDouble], oracle.LongDouble]] = {
+    "value": oracle.value,
+    "derivative": oracle.derivative,
+    "loss": lambda x: np.logaddexp(np.longdouble(0), x),
+    "loss gradient": oracle.value,
+}
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -493,14 +581,17 @@ def test_reference(dtype: torch.dtype, sign: int) -> None:
         chosen = inputs.some_float64(2000)
     magnitude = chosen.part(0, chosen.count)
     x = oracle.exact(magnitude) * sign
-    references = reference.first_order(magnitude)
-    for name, function in (("value", oracle.value), ("derivative", oracle.derivative)):
-        expected, found = function(x), references[name, sign]
+    references = reference.first_order(magnitude) | reference.loss(magnitude)
+    for name, function in FUNCTIONS.items():
+        with np.errstate(invalid="ignore"):  # among the inputs are infinity and NaN
+            expected = function(x)
+        found = references[name, sign]
         assert oracle.same_bits(found.rounded, oracle.rounded(expected, dtype))
         # What is off by less than an ulp, and by any number of them.
         nearby = torch.nextafter(found.rounded, torch.ones_like(found.rounded))
         for result in (found.rounded, nearby, torch.ones_like(nearby)):
-            error = np.where(np.isnan(x), np.nan, oracle.error_in_ulp(result, expected))
+            with np.errstate(invalid="ignore"):
+                error = np.where(np.isnan(x), np.nan, oracle.error_in_ulp(result, expected))
             assert_close(found.error(result).numpy(), error, expected)
 
 
@@ -514,17 +605,16 @@ def assert_close(errors: Any, expected: Any, exact: oracle.LongDouble) -> None:
     np.testing.assert_allclose(errors[clear], expected[clear], 1e-3, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["value", "derivative", "second derivative"])
+@pytest.mark.parametrize("name", [*FUNCTIONS, "second derivative"])
 def test_mpmath_reference(name: str) -> None:
-    function = {
-        "value": oracle.value,
-        "derivative": oracle.derivative,
-        "second derivative": oracle.second_derivative,
-    }[name]
+    function = FUNCTIONS.get(name, oracle.second_derivative)
     magnitudes = inputs.some_float64(300)
     numbers = magnitudes.part(0, magnitudes.count)
     x = torch.cat([numbers, -numbers])
-    x = x[(x.abs() < 700) & (x != 0)] if name == "second derivative" else x[~x.isnan()]
+    if name == "second derivative":
+        x = x[(x.abs() < 700) & (x != 0)]
+    # An infinite loss has no ulp.
+    x = x[x.isfinite()] if name == "loss" else x[~x.isnan()]
     expected = function(oracle.exact(x))
     result = torch.from_numpy(expected.astype(np.float64)) * (1 + 4 * 2.0**-53)
     pairs = zip(x.tolist(), result.tolist(), strict=True)

@@ -21,7 +21,7 @@ from .. import __version__
 from .._extension import extension
 from .._machine import cpu_model, versions
 from . import inputs, reference
-from .functions import FIRST, HALVES, SECOND
+from .functions import FIRST, HALVES, LOSS, SECOND
 from .report import Report
 from .sweep import Sweep
 
@@ -48,16 +48,17 @@ def run(extent: Extent = SHORT, device: str | None = None) -> Report:
     """Measures every dtype on every device, or those of one type (``"cpu"``, ``"cuda"``), and on
     the CPU with every instruction set it has.
 
-    For σ(x) = 1 / (1 + exp(-x)) and σ'(x) = σ(x) σ(-x), from each function that gives them:
+    For σ(x) = 1 / (1 + exp(-x)) and σ'(x) = σ(x) σ(-x), from each function that gives them, and for
+    the binary cross entropy of logits and its gradient with targets of 0 and 1:
 
     - float16, bfloat16: all bit patterns; every result has to be the nearest number.
     - float32: bit patterns by ``extent``, and all within 64 of a boundary of the algorithm or the
-      format; at most 2.2 ulp for σ, 2.9 ulp for σ'.
-    - float64: seeded random inputs and such near boundaries; at most 2.5 and 3.5 ulp, and 1e-12 of
-      σ'' from a double backward pass, for 0 < abs(x) ≤ 700.
+      format; at most 2.2 ulp for σ, 2.9 ulp for σ', 2.5 ulp for the loss and its gradient.
+    - float64: seeded random inputs and such near boundaries; at most 2.5, 3.5 and 3.5 ulp, and
+      1e-12 of σ'' from a double backward pass, for 0 < abs(x) ≤ 700.
 
     An ulp is the distance of neighbouring numbers at the exact result, among subnormal numbers
-    the smallest of them. The same is measured of ``torch.sigmoid`` and its gradient.
+    the smallest of them. The same is measured of torch's own functions.
 
     The instruction set in use before is in use again afterwards, in any case.
 
@@ -105,8 +106,11 @@ def _sweeps(extent: Extent, device_type: str | None) -> Iterator[Sweep]:
             continue
         for dtype in HALVES:
             yield Sweep(device, dtype, inputs.every_magnitude(dtype), FIRST)
+            yield Sweep(device, dtype, inputs.every_magnitude(dtype), LOSS)
         yield Sweep(device, torch.float32, floats, FIRST)
+        yield Sweep(device, torch.float32, floats, LOSS)
         yield Sweep(device, torch.float64, doubles, FIRST)
+        yield Sweep(device, torch.float64, doubles, LOSS)
         yield Sweep(device, torch.float64, inputs.listed(near), SECOND)
 
 

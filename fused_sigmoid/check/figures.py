@@ -15,7 +15,12 @@ from . import reference
 from .inputs import BITS
 from .reference import Reference
 
-RANGES = {"value": (0.0, 1.0), "derivative": (0.0, 0.25)}
+RANGES = {
+    "value": (0.0, 1.0),
+    "derivative": (0.0, 0.25),
+    "loss": (0.0, math.inf),
+    "loss gradient": (0.0, 1.0),
+}
 
 
 @dataclass
@@ -52,11 +57,11 @@ class Total:
     def count(self, name: str) -> int:
         return self.counts[name] + sum(side.counts[name] for side in self.sides.values())
 
-    def error(self) -> tuple[float, float | None]:
-        """The largest error, and the input with it."""
+    def error(self, sign_of_logits: int = 1) -> tuple[float, float | None]:
+        """The largest error, and the logit with it."""
         sign = max(self.sides, key=lambda sign: self.sides[sign].error)
         side = self.sides[sign]
-        return side.error, None if side.at is None else sign * side.at
+        return side.error, None if side.at is None else sign_of_logits * sign * side.at
 
     def refine(self, function: str) -> None:
         """Takes mpmath's errors of the worst inputs in place of long double's."""

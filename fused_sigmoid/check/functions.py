@@ -1,5 +1,8 @@
 """What is checked: the results of our functions and of torch's, by quantity, and their bounds.
-Depends on the package under test, on reference.py and figures.py."""
+Depends on the package under test, on reference.py and figures.py.
+
+A target of 1 costs at -x what one of 0 costs at x, and the gradient there is the other's with the
+sign turned: so taken, both have one reference."""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from .. import binary_cross_entropy as losses
 from ..functions import sigmoid as sigmoids
 from . import reference
 from .figures import differing
@@ -25,22 +30,42 @@ ERROR_BOUNDS = {
     (torch.float64, "value"): 2.5,
     (torch.float64, "derivative"): 3.5,
     (torch.float64, "second derivative"): 1e-12,
+    (torch.float32, "loss"): 2.5,
+    (torch.float32, "loss gradient"): 2.5,
+    (torch.float64, "loss"): 3.5,
+    (torch.float64, "loss gradient"): 3.5,
 }
+# Functions of x that nowhere decrease.
+INCREASING = ("value", "loss", "loss gradient")
 # Of sigmoid_with_derivative; compared with the value of sigmoid, and no row of its own.
 PAIR_VALUE = "value of the pair"
+# Targets, and the sign of the logits that are taken with them.
+TARGETS = {"t=0": (0.0, 1), "t=1": (1.0, -1)}
 
 
 def function_of(quantity: str) -> str:
-    """Which function a quantity is: "value", "derivative" or "second derivative"."""
+    """Which function a quantity is, as reference.py names them."""
     if quantity.startswith("gradient"):
         return "derivative"
     return "value" if quantity == PAIR_VALUE else quantity.split(",")[0]
+
+
+def mirrored(quantity: str) -> str:
+    """The quantity of the target 0 that is the same number."""
+    return f"{function_of(quantity)}, t=0"
+
+
+def sign_of_logits(quantity: str) -> int:
+    """-1 of quantities that are taken at -x."""
+    _, _, variant = quantity.partition(", ")
+    return TARGETS[variant][1] if variant in TARGETS else 1
 
 
 @dataclass(frozen=True)
 class Order:
     """The results of one order of differentiation, and what they are judged by."""
 
+    title: str
     ours: Callable[[Tensor], dict[str, Tensor]]
     torch: Callable[[Tensor], dict[str, Tensor]]
     references: Callable[[Tensor], dict[tuple[str, int], Reference]]
@@ -91,19 +116,44 @@ def _double_backward(x: Tensor, function: Callable[..., Tensor]) -> Tensor:
     return second
 
 
-FIRST = Order(_first, _first_of_torch, reference.first_order)
-SECOND = Order(_second, _second_of_torch, reference.second_order)
+def _losses(x: Tensor) -> dict[str, Tensor]:
+    return _losses_by(losses.binary_cross_entropy_with_logits, x)
 
 
-def wrong_special_values(device: torch.device, dtype: torch.dtype) -> dict[str, int]:
+def _losses_of_torch(x: Tensor) -> dict[str, Tensor]:
+    return _losses_by(functional.binary_cross_entropy_with_logits, x)
+
+
+def _losses_by(function: Callable[..., Tensor], x: Tensor) -> dict[str, Tensor]:
+    results = {}
+    for name, (target, sign) in TARGETS.items():
+        logits = (x.detach() * sign).requires_grad_()
+        loss = function(logits, torch.full_like(x, target), reduction="none")
+        (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
+        results[f"loss, {name}"] = loss.detach()
+        # From 0, so that of a gradient of 0 the sign does not count.
+        results[f"loss gradient, {name}"] = gradient if sign > 0 else 0 - gradient
+    return results
+
+
+FIRST = Order("", _first, _first_of_torch, reference.first_order)
+SECOND = Order("second order", _second, _second_of_torch, reference.second_order)
+LOSS = Order("loss", _losses, _losses_of_torch, reference.loss)
+
+
+def wrong_special_values(order: Order, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
     """How many results at ±0, ±inf, NaN and the largest numbers are wrong in any bit."""
-    nan, inf, largest = math.nan, math.inf, torch.finfo(dtype).max
+    nan, inf, largest, ln_2 = math.nan, math.inf, torch.finfo(dtype).max, math.log(2)
     inputs = torch.tensor([0.0, -0.0, inf, -inf, largest, -largest, nan], dtype=dtype)
     expected = {
-        "value": torch.tensor([0.5, 0.5, 1, 0, 1, 0, nan], dtype=dtype),
-        "derivative": torch.tensor([0.25, 0.25, 0, 0, 0, 0, nan], dtype=dtype),
+        "value": [0.5, 0.5, 1, 0, 1, 0, nan],
+        "derivative": [0.25, 0.25, 0, 0, 0, 0, nan],
+        "loss": [ln_2, ln_2, inf, 0, largest, 0, nan],
+        "loss gradient": [0.5, 0.5, 1, 0, 1, 0, nan],
     }
     return {
-        quantity: differing(result.cpu(), expected[function_of(quantity)])
-        for quantity, result in _first(inputs.to(device)).items()
+        quantity: differing(
+            result.cpu(), torch.tensor(expected[function_of(quantity)], dtype=dtype)
+        )
+        for quantity, result in order.ours(inputs.to(device)).items()
     }

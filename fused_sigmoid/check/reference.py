@@ -1,5 +1,5 @@
-"""What ``check`` takes for true: σ, σ' and σ'' in float64 on the device, in NumPy's long double and
-in mpmath, and errors against them. Depends on torch, NumPy and mpmath; on no kernel."""
+"""What ``check`` takes for true: σ, σ', σ'' and the loss in float64 on the device, in NumPy's long
+double and in mpmath, and errors against them. Depends on torch, NumPy and mpmath; on no kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reference(Protocol):
 
     @property
     def name(self) -> str:
-        """ "value", "derivative" or "second derivative"."""
+        """ "value", "derivative", "second derivative", "loss" or "loss gradient"."""
 
     @property
     def rounded(self) -> Tensor:
@@ -118,11 +118,39 @@ def second_order(magnitude: Tensor) -> dict[tuple[str, int], Reference]:
     return references
 
 
+def loss(magnitude: Tensor) -> dict[tuple[str, int], Reference]:
+    """The binary cross entropy log(1 + exp(x)) of a target of 0 and its gradient σ(x) for
+    x = ±magnitude; arguments and results as those of :func:`first_order`."""
+    names = ("loss", "loss", "loss gradient", "loss gradient")
+    signs = (1, -1, 1, -1)
+    references: tuple[Reference, ...]
+    if magnitude.dtype == torch.float64:
+        references = tuple(map(_long_double, names, _loss_in_long_double(magnitude)))
+    else:
+        exact = _loss_in_float64(magnitude)
+        references = tuple(
+            _float64(*pair, magnitude.dtype) for pair in zip(names, exact, strict=True)
+        )
+    return dict(zip(zip(names, signs, strict=True), references, strict=True))
+
+
+def _exponential(magnitude: Tensor) -> Tensor:
+    return magnitude.double().neg_().clamp_(min=-LARGEST_EXPONENT).exp_()
+
+
 def _in_float64(magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    e = magnitude.double().neg_().clamp_(min=-LARGEST_EXPONENT).exp_()
+    e = _exponential(magnitude)
     value = (e + 1).reciprocal_()
     complement = e.mul_(value)
     return value, complement, complement * value
+
+
+def _loss_in_float64(magnitude: Tensor) -> tuple[Tensor, ...]:
+    e = _exponential(magnitude)
+    value = (e + 1).reciprocal_()
+    complement = e * value
+    rest = e.log1p_()
+    return rest + magnitude, rest, value, complement
 
 
 def _in_long_double(magnitude: Tensor) -> tuple[LongDouble, LongDouble, LongDouble]:
@@ -131,11 +159,18 @@ def _in_long_double(magnitude: Tensor) -> tuple[LongDouble, LongDouble, LongDoub
     return value, e / (1 + e), e / (1 + e) ** 2
 
 
+def _loss_in_long_double(magnitude: Tensor) -> tuple[LongDouble, ...]:
+    wide = magnitude.numpy().astype(np.longdouble)
+    e: LongDouble = np.exp(-wide)
+    rest = np.log1p(e)
+    return wide + rest, rest, 1 / (1 + e), e / (1 + e)
+
+
 def _float64(name: str, exact: Tensor, dtype: torch.dtype) -> Float64Reference:
     info = torch.finfo(dtype)
     # The exponent field alone is the power of two below.
     power = (exact.view(torch.int64) & 0x7FF0_0000_0000_0000).view(torch.float64)
-    ulp = power.clamp_(min=info.smallest_normal).mul_(info.eps)
+    ulp = power.clamp_(info.smallest_normal, info.max).mul_(info.eps)
     if dtype == torch.float32:
         return Float64Reference(name, exact, ulp, exact.float())
     # torch rounds float64 to a half twice, by way of float32.
@@ -168,6 +203,12 @@ def _in_mpmath(name: str, x: float) -> tuple[Any, Any]:
         if name == "second derivative":
             exact = -derivative * mpmath.tanh(wide / 2)
             return exact, max(abs(exact), mpmath.ldexp(1, -1022))
-        exact = (e if x < 0 else 1) / (1 + e) if name == "value" else derivative
+        value = (e if x < 0 else 1) / (1 + e)
+        exact = {
+            "value": value,
+            "derivative": derivative,
+            "loss": mpmath.log1p(e) + (wide if x > 0 else 0),
+            "loss gradient": value,
+        }[name]
         exponent = mpmath.frexp(exact)[1] if exact and mpmath.isfinite(exact) else -1021
         return exact, mpmath.ldexp(1, max(int(exponent), -1021) - 53)

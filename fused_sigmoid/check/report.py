@@ -29,9 +29,10 @@ COLUMNS = ("misrounded", "zeroed", "decreasing")
 
 NOTE = """\
 Pairs are ours / torch's. misrounded: not the nearest number. zeroed: 0 where that is not 0.
-falling: below the result of the input before. A verdict covers as well: NaN for NaN and nothing
-else; σ in [0, 1], σ' in [0, 1/4]; σ' even to the last bit; the results at ±0, ±inf and the largest
-numbers; the same bits from every function and every instruction set."""
+falling: a step in the wrong direction from the input before. t: the target of a loss. A verdict
+covers as well: NaN for NaN and nothing else; σ in [0, 1], σ' in [0, 1/4], no loss below 0; σ' even
+to the last bit, and the loss of t = 1 at -x that of t = 0 at x; the results at ±0, ±inf and the
+largest numbers; the same bits from every function and every instruction set."""
 
 
 @dataclass(frozen=True)

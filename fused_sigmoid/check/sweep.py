@@ -22,10 +22,14 @@ from .functions import (
     ERROR_BOUNDS,
     FIRST,
     HALVES,
+    INCREASING,
+    LOSS,
     PAIR_VALUE,
     SECOND,
     Order,
     function_of,
+    mirrored,
+    sign_of_logits,
     wrong_special_values,
 )
 from .inputs import Magnitudes
@@ -71,7 +75,7 @@ class Sweep:
         self.order = order
         self.seconds: Counter[str] = Counter()
         self._dtype_name = str(dtype).removeprefix("torch.")
-        self.title = f"{device} {self._dtype_name}" + (" second order" if order is SECOND else "")
+        self.title = f"{device} {self._dtype_name} {order.title}".rstrip()
         # Long double is on the CPU.
         self._home = torch.device("cpu") if dtype == torch.float64 else device
         self._kernels = _kernels(device)
@@ -102,7 +106,7 @@ class Sweep:
             with self._timed("mpmath"):
                 for (_, quantity), total in self._totals.items():
                     total.refine(function_of(quantity))
-        if self.order is FIRST:
+        if self.order is not SECOND:
             self._count_special_values()
         return [
             self._row(name, quantity)
@@ -130,7 +134,7 @@ class Sweep:
     def _judge(self, chunk: Chunk) -> None:
         self._compute(chunk, TORCH)
         references = self.order.references(chunk.magnitude)
-        # One for both signs of an even function, whose references are one.
+        # One for both signs of an even function and for both targets, whose references are one.
         distinct = {
             (whose, id(exact)): Distinct(self._judge_of(chunk.magnitude, exact, sign, whose))
             for (_, sign), exact in references.items()
@@ -153,7 +157,7 @@ class Sweep:
             if (name == TORCH) == (whose == TORCH) and function_of(quantity) == exact.name
             for side in total.sides.values()
         ]
-        direction = sign if exact.name == "value" else 0
+        direction = sign if exact.name in INCREASING else 0
         return Judge(magnitude, exact, direction, min(records, default=-1.0), self._keep)
 
     def _compare(self, chunk: Chunk, side: Side, counts: Counter[str]) -> None:
@@ -169,13 +173,15 @@ class Sweep:
         if self.order is FIRST:
             pair = PAIR_VALUE if function == "value" else "derivative"
             counts["unlike_pair"] += unlike(name, pair, sign)
+        if self.order is LOSS:
+            counts["asymmetric"] += unlike(name, mirrored(quantity), sign)
         if function == "derivative" and sign > 0:
             counts["asymmetric"] += unlike(name, quantity, -sign)
 
     def _add(self, chunk: Chunk) -> None:
         for (name, quantity, sign), tally in chunk.tallies.items():
             total = self._totals.setdefault((name, quantity), Total())
-            direction = sign if function_of(quantity) == "value" else 0
+            direction = sign if function_of(quantity) in INCREASING else 0
             total.sides[sign].add(tally, direction, self._keep)
         for key, counts in chunk.counts.items():
             self._totals[key].counts.update(counts)
@@ -183,13 +189,17 @@ class Sweep:
     def _count_special_values(self) -> None:
         for name in self._kernels:
             _select(self.device, name)
-            for quantity, wrong in wrong_special_values(self.device, self.dtype).items():
+            for quantity, wrong in wrong_special_values(
+                self.order, self.device, self.dtype
+            ).items():
                 self._totals[name, quantity].counts["special_values"] += wrong
 
     def _row(self, name: str, quantity: str) -> Row:
         function = function_of(quantity)
-        total, peer = self._totals[name, quantity], self._totals[TORCH, function]
-        (error, at), (torch_error, torch_at) = total.error(), peer.error()
+        total = self._totals[name, quantity]
+        peer = self._totals.get((TORCH, quantity)) or self._totals[TORCH, function]
+        sign = sign_of_logits(quantity)
+        (error, at), (torch_error, torch_at) = total.error(sign), peer.error(sign)
         bound = ERROR_BOUNDS.get((self.dtype, function))
         figures = {"error": Figure(error, bound, at, torch_error, torch_at)}
         for figure in self._counted(quantity):
@@ -212,11 +222,11 @@ class Sweep:
             return
         if not self._all_by_mpmath:  # where the nearest number is not known
             yield from ("misrounded", "zeroed")
-        if function_of(quantity) == "value":
+        if function_of(quantity) in INCREASING:
             yield "decreasing"
-        else:
+        if function_of(quantity) != "value":
             yield "asymmetric"
-        if quantity != "derivative":
+        if self.order is FIRST and quantity != "derivative":
             yield "unlike_pair"
         yield from ("outside_range", "special_values", "unlike_first_set")
 
