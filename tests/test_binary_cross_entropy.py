@@ -146,6 +146,18 @@ def test_infinite_logits_and_nan(selected: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(composed, loss, equal_nan=True)
 
 
+@every_set
+@every_dtype
+@pytest.mark.parametrize("name", ["weight", "pos_weight"])
+def test_every_nan_of_a_weight_gives_nan(selected: str, dtype: torch.dtype, name: str) -> None:
+    """Also those whose bits a rounding to bfloat16 would carry over into the sign."""
+    patterns = [0x7FFF_FFFF, -1, 0x7FFF_9000, 0x7FC0_0000, 0x7F80_0001]
+    weight = torch.tensor(patterns * 20, dtype=torch.int32).view(torch.float32)
+    x, t = torch.ones(100, dtype=dtype), torch.ones(100, dtype=dtype)
+    for result in loss_and_gradient(x, t, reduction="none", **{name: weight}):
+        assert result.isnan().all()
+
+
 @every_dtype
 def test_every_instruction_set_gives_the_same_bits(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)

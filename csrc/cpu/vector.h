@@ -82,7 +82,7 @@ struct Vector {
     } else {
       Vector loaded;
       Lanes::deal(read<Register>(from), read<Register>(from + lanes), loaded.v);
-      return loaded;
+      return each<with_plain_nan>(loaded);
     }
   }
   template <class Element>
@@ -167,6 +167,10 @@ struct Vector {
   }
   static Register select_zero(Register x, Register zero, Register other) {
     return x == Register() ? zero : other;
+  }
+  // A NaN of which every bit is set would be rounded to a bfloat16 of 0.
+  static Register with_plain_nan(Register a) {
+    return a == a ? a : Register() + std::numeric_limits<Scalar>::quiet_NaN();
   }
   // Elements need not be aligned: torch.frombuffer takes any offset.
   template <class To>
