@@ -3,6 +3,7 @@
 // alone.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -21,17 +22,17 @@ struct Format {
   int precision;         // bits of the significand, the leading one included
   int largest_exponent;  // of the largest finite number 2^largest_exponent (2 - 2^(1 - precision))
   // Largest errors in ulp, as docs/numerics.md promises; the halves are the nearest number.
-  double value_bound, derivative_bound;
+  double value_bound, derivative_bound, loss_bound;
   // The format that the halves' products are computed in before they are rounded.
   int wide_precision, wide_largest_exponent;
 };
 
 // In the order of Dtype.
 inline constexpr Format formats[dtype_count] = {
-    {"float64", 8, 53, 1023, 2.5, 3.5, 53, 1023},
-    {"float32", 4, 24, 127, 2.2, 2.9, 24, 127},
-    {"float16", 2, 11, 15, 0.5, 0.5, 24, 127},
-    {"bfloat16", 2, 8, 127, 0.5, 0.5, 24, 127},
+    {"float64", 8, 53, 1023, 2.5, 3.5, 3.5, 53, 1023},
+    {"float32", 4, 24, 127, 2.2, 2.9, 2.5, 24, 127},
+    {"float16", 2, 11, 15, 0.5, 0.5, 0.5, 24, 127},
+    {"bfloat16", 2, 8, 127, 0.5, 0.5, 0.5, 24, 127},
 };
 
 struct Shape {
@@ -59,6 +60,25 @@ inline long double decode(const Format& format, uint64_t bits) {
   const uint64_t significand = field == 0 ? fraction : fraction | uint64_t{1} << fraction_bits;
   const int exponent = (field == 0 ? 1 : field) - format.largest_exponent - fraction_bits;
   return sign * std::ldexp(static_cast<long double>(significand), exponent);
+}
+
+// Bits of a nearby number of the format: the exponent of float64, cut to the format's reach.
+inline uint64_t encode(const Format& format, double number) {
+  const float narrow = static_cast<float>(number);
+  if (number == 0) return 0;
+  uint64_t bits = 0;
+  if (format.precision == 53) std::memcpy(&bits, &number, 8);
+  if (format.precision == 24 || format.precision == 8) std::memcpy(&bits, &narrow, 4);
+  if (format.precision == 8) bits >>= 16;
+  if (format.precision == 11) {
+    int exponent = 0;
+    const double significand = std::frexp(std::fabs(number), &exponent);
+    const int field = std::min(std::max(exponent + 14, 1), 30);
+    bits = static_cast<uint64_t>(field) << 10 |
+           (static_cast<uint64_t>(significand * 0x1p11) & 0x3ff) |
+           (number < 0 ? uint64_t{0x8000} : 0);
+  }
+  return bits;
 }
 
 // The distance between neighbours around `number`; among subnormals that is the smallest of them.

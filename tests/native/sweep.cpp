@@ -2,9 +2,11 @@
 // the strided loop, at every misalignment from 0 to 63 bytes, flush with a guard page before and
 // behind, in place and not, dense, strided and in rows; and streamed past the caches. Every result
 // is compared with a computation in long double, and bit by bit with the other instruction sets and
-// placements. Prints how much it ran.
+// placements. The kernels of the loss, which know neither strides nor memory that is shared, are
+// swept by loss_sweep.h. Prints how much it ran.
 #include <random>
 
+#include "loss_sweep.h"
 #include "trial.h"
 
 namespace fused_sigmoid::trial {
@@ -49,24 +51,6 @@ struct Pool {
     for (auto& outputs : seen) {
       for (auto& flags : outputs) flags.assign(pool_size, false);
     }
-  }
-
-  // Bits of a nearby number of the format: the exponent of float64, cut to the format's reach.
-  static uint64_t encode(const Format& format, double number) {
-    const float narrow = static_cast<float>(number);
-    uint64_t bits = 0;
-    if (format.precision == 53) std::memcpy(&bits, &number, 8);
-    if (format.precision == 24 || format.precision == 8) std::memcpy(&bits, &narrow, 4);
-    if (format.precision == 8) bits >>= 16;
-    if (format.precision == 11) {
-      int exponent = 0;
-      const double significand = std::frexp(std::fabs(number), &exponent);
-      const int field = std::min(std::max(exponent + 14, 1), 30);
-      bits = static_cast<uint64_t>(field) << 10 |
-             (static_cast<uint64_t>(significand * 0x1p11) & 0x3ff) |
-             (number < 0 ? uint64_t{0x8000} : 0);
-    }
-    return bits;
   }
 
   // From element `start` of the pool; a stride of 0 repeats the first.
@@ -279,6 +263,7 @@ int main(int count, char** names) {
   using namespace fused_sigmoid::trial;
   print_current_on_death();
   Sweep sweep;
+  LossSweep loss_sweep;
   std::string sets;
   const std::vector<const KernelTable*> tables = runnable_tables();
   for (const KernelTable* table : tables)
@@ -294,8 +279,14 @@ int main(int count, char** names) {
         sweep.kernel(table, pool, static_cast<Work>(work));
       }
     }
+    LossPool loss_pool(static_cast<Dtype>(dtype));
+    for (const KernelTable* table : tables) {
+      for (size_t work = 0; work < loss_work_count; ++work) {
+        loss_sweep.kernel(table, loss_pool, loss_work(work));
+      }
+    }
   }
   std::printf("{\"instruction_sets\": \"%s\", \"kernel_executions\": %lld, \"elements\": %lld}\n",
-              sets.c_str(), static_cast<long long>(sweep.runs()),
-              static_cast<long long>(sweep.elements()));
+              sets.c_str(), static_cast<long long>(sweep.runs() + loss_sweep.runs()),
+              static_cast<long long>(sweep.elements() + loss_sweep.elements()));
 }

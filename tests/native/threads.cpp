@@ -5,6 +5,7 @@
 #include <random>
 #include <thread>
 
+#include "loss_trial.h"
 #include "trial.h"
 
 namespace fused_sigmoid::trial {
@@ -71,6 +72,7 @@ void compare(const Buffers& got, const Buffers& expected, Dtype dtype) {
 
 int64_t slices(const KernelTable* table, Dtype dtype, Work work, int64_t multiple) {
   current() = {table, dtype, work, count, {}, {}, {}};
+  print_call = print_current;
   Buffers alone(dtype, multiple);
   alone.run(*table, dtype, work, 0, count);
   std::mt19937 random(3);
@@ -86,11 +88,69 @@ int64_t slices(const KernelTable* table, Dtype dtype, Work work, int64_t multipl
   return int64_t{threads} * rounds;
 }
 
+// The operands of the loss, and its sum in each slice.
+struct LossBuffers {
+  std::vector<char> operands[loss_operands];
+  double sums[threads] = {};
+
+  explicit LossBuffers(const LossCase& tried) {
+    std::mt19937_64 random(7);
+    for (int i = 0; i < loss_operands; ++i) {
+      operands[i].resize(static_cast<size_t>(tried.bytes(i)));
+      for (char& byte : operands[i]) byte = static_cast<char>(random());
+    }
+  }
+
+  void run(const LossCase& tried, int slice, int64_t begin, int64_t end) {
+    char* data[loss_operands];
+    for (int i = 0; i < loss_operands; ++i) {
+      data[i] = tried.has(i) ? operands[i].data() + begin * tried.format(i).bytes : nullptr;
+    }
+    const LossBlock block{data[logits],
+                          data[targets],
+                          data[weights],
+                          data[pos_weights],
+                          data[losses],
+                          data[gradients],
+                          1};
+    sums[slice] = tried.table->get(tried.work, tried.dtype)(block, end - begin);
+  }
+};
+
+void compare(const LossBuffers& got, const LossBuffers& expected) {
+  for (int i = 0; i < loss_operands; ++i) {
+    // Of one instruction set NaN have the same bits too.
+    if (got.operands[i] != expected.operands[i]) fail("several threads computed other losses");
+  }
+  if (std::memcmp(got.sums, expected.sums, sizeof(got.sums)) != 0) {
+    fail("several threads computed other sums of losses");
+  }
+}
+
+int64_t loss_slices(const KernelTable* table, Dtype dtype, LossWork work) {
+  const LossCase tried{table, dtype, work, count, 1, {}, {}};
+  current_loss() = tried;
+  print_call = print_current_loss;
+  std::mt19937 random(3);
+  for (int round = 0; round < rounds; ++round) {
+    int64_t cuts[threads + 1] = {0};
+    for (int i = 1; i < threads; ++i) cuts[i] = static_cast<int64_t>(random() % (count + 1));
+    cuts[threads] = count;
+    std::sort(cuts, cuts + threads + 1);
+    LossBuffers alone(tried), shared(tried);
+    for (int i = 0; i < threads; ++i) alone.run(tried, i, cuts[i], cuts[i + 1]);
+    together([&](int i) { shared.run(tried, i, cuts[i], cuts[i + 1]); });
+    compare(shared, alone);
+  }
+  return int64_t{threads} * rounds;
+}
+
 // All instruction sets give the same bits, so that it does not matter which one a thread meets.
 int64_t changing_sets(Dtype dtype) {
   const std::vector<std::string> names = instruction_sets();
   Buffers alone(dtype, 1), shared(dtype, 1);
   current() = {&selected_kernels(), dtype, Work::value, count, {}, {}, {}};
+  print_call = print_current;
   alone.run(selected_kernels(), dtype, Work::value, 0, count);
   together([&](int i) {
     for (int round = 0; round < 64; ++round) {
@@ -126,6 +186,9 @@ int main() {
         for (const int64_t multiple : {1, 2}) {
           executions += slices(table, static_cast<Dtype>(dtype), static_cast<Work>(work), multiple);
         }
+      }
+      for (size_t work = 0; work < loss_work_count; ++work) {
+        executions += loss_slices(table, static_cast<Dtype>(dtype), loss_work(work));
       }
     }
   }

@@ -81,9 +81,11 @@ inline void print_current() {
   std::fprintf(stderr, "in this call: ");
   print(current(), stderr);
 }
+// Kernels that are called otherwise have a printer of their own.
+inline void (*print_call)() = print_current;
 
 inline void on_death(int) {
-  print_current();
+  print_call();
   std::_Exit(1);
 }
 
@@ -124,6 +126,41 @@ class GuardedMemory {
   char* begin_ = nullptr;
 };
 
+// `span` bytes in a place.
+inline char* placed(const GuardedMemory& memory, Place place, int misalignment, int64_t span) {
+  char* const begin = place == Place::front  ? memory.begin()
+                      : place == Place::back ? memory.end() - span
+                                             : memory.middle() + misalignment;
+  if (begin < memory.begin() || begin + span > memory.end()) fail("no room for the trial");
+  return begin;
+}
+
+// What is written and compared on either side of an operand as well; the widest vector has 64
+// bytes.
+struct Window {
+  static constexpr int canary = 0xa5;
+  static constexpr ptrdiff_t margin = 192;
+  char *begin, *end;
+  Window() = default;
+  Window(const GuardedMemory& memory, char* first, char* last)
+      : begin(first - std::min(margin, first - memory.begin())),
+        end(last + std::min(margin, memory.end() - last)) {}
+  size_t bytes() const { return static_cast<size_t>(end - begin); }
+};
+
+#ifdef FUSED_SIGMOID_TRIAL_ASAN
+inline void forbid_all_but(const GuardedMemory& memory, const char* begin, const char* end) {
+  __asan_poison_memory_region(memory.begin(), static_cast<size_t>(begin - memory.begin()));
+  __asan_poison_memory_region(end, static_cast<size_t>(memory.end() - end));
+}
+inline void allow_all(const GuardedMemory& memory) {
+  __asan_unpoison_memory_region(memory.begin(), static_cast<size_t>(memory.end() - memory.begin()));
+}
+#else
+inline void forbid_all_but(const GuardedMemory&, const char*, const char*) {}
+inline void allow_all(const GuardedMemory&) {}
+#endif
+
 class Trial {
  public:
   // For operands that span up to `bytes`.
@@ -136,6 +173,7 @@ class Trial {
   // receive those of each output. Anything touched outside the outputs ends the process.
   void run(const Case& tried, const char* const* inputs, std::vector<char>* results) {
     current() = tried;
+    print_call = print_current;
     const Shape shape = shape_of(tried.work);
     const int operands = shape.outputs + shape.inputs;
     const size_t item = static_cast<size_t>(format_of(tried.dtype).bytes);
@@ -148,16 +186,18 @@ class Trial {
     }
     for (int i = 0; i < operands; ++i) {
       data[i] = operand[i].first;
-      std::memset(operand[i].window_begin, canary, operand[i].window_bytes());
+      std::memset(operand[i].window.begin, Window::canary, operand[i].window.bytes());
     }
     for (int i = 0; i < shape.inputs; ++i) {
       scatter(operand[shape.outputs + i], inputs[i], tried.count, item);
     }
     for (int i = 0; i < operands; ++i) {
-      before_[i].assign(operand[i].window_begin, operand[i].window_end);
+      before_[i].assign(operand[i].window.begin, operand[i].window.end);
     }
 
-    for (int i = 0; i < operands; ++i) forbid_all_but(operand[i], memory_of(tried, i));
+    for (int i = 0; i < operands; ++i) {
+      forbid_all_but(memory_of(tried, i), operand[i].begin, operand[i].end);
+    }
     call(tried, data);
     for (int i = 0; i < operands; ++i) allow_all(memory_of(tried, i));
 
@@ -167,7 +207,8 @@ class Trial {
       restore(operand[i], before_[i].data(), tried.count, item);
     }
     for (int i = 0; i < operands; ++i) {
-      if (std::memcmp(operand[i].window_begin, before_[i].data(), operand[i].window_bytes()) != 0) {
+      const Window& window = operand[i].window;
+      if (std::memcmp(window.begin, before_[i].data(), window.bytes()) != 0) {
         fail(i < shape.outputs ? "a kernel wrote outside its outputs' elements"
                                : "a kernel wrote to an input");
       }
@@ -180,10 +221,6 @@ class Trial {
   int64_t elements() const { return elements_; }
 
  private:
-  static constexpr int canary = 0xa5;
-  // Written and compared on either side of an operand; the widest vector has 64 bytes.
-  static constexpr ptrdiff_t margin = 192;
-
   struct Operand {
     char* first;  // element 0, which a negative stride has at the end
     int64_t stride, row_length, row_stride;
@@ -191,8 +228,7 @@ class Trial {
       return first + i / row_length * row_stride + i % row_length * stride;
     }
     char *begin, *end;  // of all elements
-    char *window_begin, *window_end;
-    size_t window_bytes() const { return static_cast<size_t>(window_end - window_begin); }
+    Window window;
   };
 
   const GuardedMemory& memory_of(const Case& tried, int operand) const {
@@ -226,25 +262,13 @@ class Trial {
         tried.count > 0 ? last / row_length * row_stride + last % row_length * stride : 0;
     const int64_t span = tried.count > 0 ? std::abs(reach) + static_cast<int64_t>(item) : 0;
     Operand operand;
-    switch (tried.places[i]) {
-      case Place::front:
-        operand.begin = memory.begin();
-        break;
-      case Place::back:
-        operand.begin = memory.end() - span;
-        break;
-      case Place::misaligned:
-        operand.begin = memory.middle() + tried.misalignments[i];
-        break;
-    }
+    operand.begin = placed(memory, tried.places[i], tried.misalignments[i], span);
     operand.stride = stride;
     operand.row_length = row_length;
     operand.row_stride = row_stride;
     operand.end = operand.begin + span;
     operand.first = reach < 0 ? operand.begin - reach : operand.begin;
-    if (operand.begin < memory.begin() || operand.end > memory.end()) fail("no room for the trial");
-    operand.window_begin = operand.begin - std::min(margin, operand.begin - memory.begin());
-    operand.window_end = operand.end + std::min(margin, memory.end() - operand.end);
+    operand.window = Window(memory, operand.begin, operand.end);
     return operand;
   }
 
@@ -262,24 +286,9 @@ class Trial {
   static void restore(const Operand& to, const char* window, int64_t count, size_t item) {
     for (int64_t i = 0; i < count; ++i) {
       char* element = to.element(i);
-      std::memcpy(element, window + (element - to.window_begin), item);
+      std::memcpy(element, window + (element - to.window.begin), item);
     }
   }
-
-#ifdef FUSED_SIGMOID_TRIAL_ASAN
-  static void forbid_all_but(const Operand& operand, const GuardedMemory& memory) {
-    __asan_poison_memory_region(memory.begin(),
-                                static_cast<size_t>(operand.begin - memory.begin()));
-    __asan_poison_memory_region(operand.end, static_cast<size_t>(memory.end() - operand.end));
-  }
-  static void allow_all(const GuardedMemory& memory) {
-    __asan_unpoison_memory_region(memory.begin(),
-                                  static_cast<size_t>(memory.end() - memory.begin()));
-  }
-#else
-  static void forbid_all_but(const Operand&, const GuardedMemory&) {}
-  static void allow_all(const GuardedMemory&) {}
-#endif
 
   GuardedMemory memory_[most_operands];
   std::vector<char> before_[most_operands];
