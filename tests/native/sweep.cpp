@@ -273,16 +273,16 @@ int main(int count, char** names) {
       return std::strcmp(name, formats[dtype].name) == 0;
     };
     if (count > 1 && std::none_of(names + 1, names + count, is_it)) continue;
-    Pool pool(static_cast<Dtype>(dtype));
-    for (const KernelTable* table : tables) {
-      for (size_t work = 0; work < work_count; ++work) {
-        sweep.kernel(table, pool, static_cast<Work>(work));
-      }
-    }
     LossPool loss_pool(static_cast<Dtype>(dtype));
     for (const KernelTable* table : tables) {
       for (size_t work = 0; work < loss_work_count; ++work) {
         loss_sweep.kernel(table, loss_pool, loss_work(work));
+      }
+    }
+    Pool pool(static_cast<Dtype>(dtype));
+    for (const KernelTable* table : tables) {
+      for (size_t work = 0; work < work_count; ++work) {
+        sweep.kernel(table, pool, static_cast<Work>(work));
       }
     }
   }
