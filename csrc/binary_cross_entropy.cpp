@@ -7,6 +7,7 @@
 #include <ATen/TensorIterator.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <cstring>
@@ -154,6 +155,23 @@ struct Call {
   }
 };
 
+// Calls run(first, last) for all blocks, of which `sums` has one element each, on torch's threads.
+// These are reached by torch's own loop over the sums: at::parallel_for is compiled here, and where
+// that is without OpenMP it knows one thread alone.
+template <class Run>
+void run_in_threads(std::vector<double>& sums, Run run) {
+  const int64_t blocks = static_cast<int64_t>(sums.size());
+  constexpr int64_t fewest = at::internal::GRAIN_SIZE / block_size;
+  if (blocks <= fewest || at::get_num_threads() == 1) return run(0, blocks);
+  const at::Tensor places = at::from_blob(sums.data(), {blocks}, at::kDouble);
+  at::TensorIterator::borrowing_nullary_op(places).for_each(
+      [&](char** data, const int64_t*, int64_t length) {
+        const int64_t first = reinterpret_cast<const double*>(data[0]) - sums.data();
+        run(first, first + length);
+      },
+      fewest);
+}
+
 double run_blocks(const Call& call, int64_t count) {
   const int64_t blocks = (count + block_size - 1) / block_size;
   std::vector<double> sums(static_cast<size_t>(blocks));
@@ -166,7 +184,7 @@ double run_blocks(const Call& call, int64_t count) {
       }
     });
   };
-  at::parallel_for(0, blocks, at::internal::GRAIN_SIZE / block_size, run);
+  run_in_threads(sums, run);
   return pairwise_sum(sums);
 }
 

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,31 @@ def test_a_sum_is_that_of_the_losses(reduction: str) -> None:
     loss = binary_cross_entropy_with_logits(x, t, reduction=reduction)
     truth = math.fsum(losses.tolist()) / (len(x) if reduction == "mean" else 1)
     assert loss == torch.tensor(truth, dtype=torch.float64).float()
+
+
+def ticks_of_threads() -> dict[str, int]:
+    """The processor time of each thread of this process."""
+    ticks = {}
+    for stat in Path("/proc/self/task").glob("*/stat"):
+        _, fields = stat.read_text().rsplit(")", 1)
+        ticks[stat.parent.name] = sum(map(int, fields.split()[11:13]))
+    return ticks
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_torchs_threads_share_the_work() -> None:
+    x, t = torch.randn(2**23), torch.rand(2**23)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        before = ticks_of_threads()
+        for _ in range(60):
+            binary_cross_entropy_with_logits(x, t)
+        after = ticks_of_threads()
+    finally:
+        torch.set_num_threads(threads)
+    *_, second, first = sorted(after[each] - before.get(each, 0) for each in after)
+    assert second > first / 4
 
 
 @every_dtype
