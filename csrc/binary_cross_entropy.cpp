@@ -24,7 +24,7 @@
 namespace fused_sigmoid::binary_cross_entropy {
 namespace {
 
-// In elements. A buffer for each operand and the results stay in the first-level cache.
+// In elements. The buffers of a block in float32 stay in the first-level cache.
 constexpr int64_t block_size = 1024;
 constexpr size_t most_bytes = block_size * sizeof(double);
 
@@ -47,6 +47,7 @@ class Gathered {
     if (!is_dense_) {
       tensor_ = tensor_.expand(like.sizes()).permute(memory_order(like));
       is_dense_ = tensor_.is_contiguous();
+      dims_ = joined_dimensions(tensor_);
     }
     data_ = static_cast<const char*>(tensor_.const_data_ptr());
     item_ = static_cast<int64_t>(tensor_.element_size());
@@ -61,14 +62,42 @@ class Gathered {
   }
 
  private:
+  // A dimension of more than one element, with the stride in elements, and where in it a block is.
+  struct Dimension {
+    int64_t size, stride, index;
+  };
+  using Dimensions = c10::SmallVector<Dimension, 4>;
+
+  // Neighbours that are one in memory are joined, such as those that a number is expanded to.
+  static Dimensions joined_dimensions(const at::Tensor& tensor) {
+    Dimensions dims;
+    for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+      const int64_t size = tensor.size(dim), stride = tensor.stride(dim);
+      if (size == 1) continue;
+      if (!dims.empty() && dims.back().stride == stride * size) {
+        dims.back() = {dims.back().size * size, stride, 0};
+      } else {
+        dims.push_back({size, stride, 0});
+      }
+    }
+    if (dims.empty()) dims.push_back({1, 0, 0});
+    return dims;
+  }
+
   template <int item>
   const char* gather(int64_t begin, int64_t count, char* buffer) const {
-    const int64_t last = tensor_.dim() - 1, columns = tensor_.size(last);
-    const int64_t step = tensor_.stride(last) * item;
-    int64_t row = begin / columns, column = begin % columns;
-    for (char* to = buffer; count > 0; column = 0, ++row) {
+    Dimensions outer = dims_;
+    const Dimension inner = outer.pop_back_val();
+    const int64_t columns = inner.size, step = inner.stride * item;
+    int64_t row = begin / columns, column = begin % columns, offset = 0;
+    for (auto dim = outer.rbegin(); dim != outer.rend(); ++dim) {
+      dim->index = row % dim->size;
+      offset += dim->index * dim->stride;
+      row /= dim->size;
+    }
+    for (char* to = buffer; count > 0; column = 0, step_to_next_row(outer, offset)) {
       const int64_t part = std::min(count, columns - column);
-      const char* from = data_ + row_offset(row) * item + column * step;
+      const char* from = data_ + offset * item + column * step;
       count -= part;
       if (step == item) {
         std::memcpy(to, from, static_cast<size_t>(part * item));
@@ -80,23 +109,24 @@ class Gathered {
     return buffer;
   }
 
-  int64_t row_offset(int64_t row) const {
-    int64_t offset = 0;
-    for (int64_t dim = tensor_.dim() - 2; dim >= 0; --dim) {
-      offset += row % tensor_.size(dim) * tensor_.stride(dim);
-      row /= tensor_.size(dim);
+  static void step_to_next_row(Dimensions& outer, int64_t& offset) {
+    for (auto dim = outer.rbegin(); dim != outer.rend(); ++dim) {
+      offset += dim->stride;
+      if (++dim->index < dim->size) return;
+      offset -= dim->size * dim->stride;
+      dim->index = 0;
     }
-    return offset;
   }
 
   at::Tensor tensor_;
+  Dimensions dims_;
   const char* data_ = nullptr;
   int64_t item_ = 0;
   bool is_dense_ = false;
 };
 
 at::Tensor fresh(const at::Tensor& like, at::ScalarType dtype) {
-  const at::Tensor made = at::empty_like(like, like.options().dtype(dtype));
+  const at::Tensor made = at::empty_like(like, at::TensorOptions(at::kCPU).dtype(dtype));
   prepare_fresh_memory(made.mutable_data_ptr(), made.nbytes());
   return made;
 }
@@ -199,7 +229,8 @@ Results run_on_cpu(const Operands& operands, Reduction reduction, Wanted wanted,
 
   // What is written lies as the logits do, or where these have gaps, as torch closes them up.
   Results results;
-  const at::Tensor like = x.is_non_overlapping_and_dense() ? x : at::empty_like(x);
+  const at::Tensor like =
+      x.is_non_overlapping_and_dense() ? x : at::empty_like(x, x.options().device(at::kMeta));
   // The loss has the strides of the targets, which may differ even where the order is the same.
   const bool is_target_alike = t.is_non_overlapping_and_dense() && is_laid_out_alike(t, like);
   if (is_none) results.loss = fresh(is_target_alike ? t : like, dtype);

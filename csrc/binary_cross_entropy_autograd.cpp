@@ -51,6 +51,13 @@ using Multiply = void(at::Tensor, const at::Tensor&);
 // grad times the gradient that was not kept.
 at::Tensor run_backward(const at::Tensor& grad, const Operands& of, Reduction reduction) {
   const at::AutoDispatchBelowADInplaceOrView guard;
+  if (reduction == Reduction::none) {
+    // The gradients of the losses are weights of a sum.
+    Operands of_sum = of;
+    of_sum.weights = grad.to(at::kFloat);
+    if (of.weights.defined()) of_sum.weights = of_sum.weights * of.weights;
+    return run_backward(at::ones({}, of.logits.options()), of_sum, Reduction::sum);
+  }
   if (of.logits.is_cpu()) {
     return run_on_cpu(of, reduction, {/*gradient=*/true}, grad.item<double>()).gradient;
   }
@@ -71,9 +78,10 @@ void multiply_by_number(const at::Tensor& tensor, const at::Tensor& number) {
   op.call(tensor, number);
 }
 
-at::Tensor widened(const at::Tensor& tensor) {
-  const at::ScalarType dtype = tensor.scalar_type();
-  return dtype == at::kHalf || dtype == at::kBFloat16 ? tensor.to(at::kFloat) : tensor;
+// In the dtype that two operands are computed in.
+at::Tensor widened(const at::Tensor& tensor, const at::Tensor& other) {
+  const at::ScalarType both = c10::promoteTypes(tensor.scalar_type(), other.scalar_type());
+  return tensor.to(c10::promoteTypes(both, at::kFloat));
 }
 
 // The formula in operations that autograd, transforms and dispatch modes can see. The selections
@@ -81,8 +89,8 @@ at::Tensor widened(const at::Tensor& tensor) {
 struct Composed {
   explicit Composed(const Operands& of)
       : of_(of),
-        x_(widened(of.logits)),
-        t_(widened(of.targets)),
+        x_(widened(of.logits, of.targets)),
+        t_(widened(of.targets, of.logits)),
         positive_(of.pos_weights.defined() ? of.pos_weights * t_ : t_),
         is_negative_(x_ < 0),
         magnitude_(at::where(is_negative_, -x_, x_)),
@@ -94,7 +102,7 @@ struct Composed {
     if (of_.pos_weights.defined()) rest = (1 - t_ + positive_) * rest;
     // A target of 0 or 1 on the right side of an infinite logit costs nothing.
     const at::Tensor costs_nothing = at::isinf(magnitude_).logical_and(side == 0);
-    at::Tensor loss = at::where(costs_nothing, rest, side * magnitude_ + rest);
+    at::Tensor loss = side * at::where(costs_nothing, 0, magnitude_) + rest;
     if (of_.weights.defined()) loss = of_.weights * loss;
     if (reduction == Reduction::mean) loss = loss.mean();
     if (reduction == Reduction::sum) loss = loss.sum();
@@ -107,8 +115,8 @@ struct Composed {
     at::Tensor gradient = (1 - t_) * at::where(is_negative_, smaller, larger) -
                           positive_ * at::where(is_negative_, larger, smaller);
     if (of_.weights.defined()) gradient = gradient * of_.weights;
-    at::Tensor wide = widened(factor);
-    if (reduction == Reduction::mean) wide = wide / static_cast<double>(x_.numel());
+    at::Tensor wide = widened(factor, x_);
+    if (reduction == Reduction::mean) wide = wide / at::Scalar(x_.sym_numel());
     return (gradient * wide).to(of_.logits.scalar_type());
   }
 
@@ -151,10 +159,11 @@ Results run(const Operands& of, Reduction reduction, Wanted wanted) {
   return found;
 }
 
-// Whether the forward pass writes the gradient. Of a mean in float16 it is that of the mean: it
+// Whether the forward pass writes the gradient. In float16 that of a mean, or of weighted losses,
 // would underflow before it could meet the large number by which such losses are scaled.
-bool keeps_gradient(const at::Tensor& logits, Reduction reduction) {
-  return reduction != Reduction::mean || logits.scalar_type() != at::kHalf;
+bool keeps_gradient(const Operands& of, Reduction reduction) {
+  const bool is_plain = !of.weights.defined() && !of.pos_weights.defined();
+  return of.logits.scalar_type() != at::kHalf || (is_plain && reduction != Reduction::mean);
 }
 
 class LossNode : public torch::autograd::Node {
@@ -170,7 +179,7 @@ class LossNode : public torch::autograd::Node {
   static Results apply_to(const Operands& of, Reduction reduction, bool with_probability) {
     const auto node = make_node<LossNode>();
     node->set_next_edges(torch::autograd::collect_next_edges(of.logits));
-    const bool keeps = keeps_gradient(of.logits, reduction);
+    const bool keeps = keeps_gradient(of, reduction);
     Results results = run(of, reduction, {keeps, with_probability});
     torch::autograd::set_history(results.loss, node);
     node->reduction_ = reduction;
@@ -275,8 +284,8 @@ class LossNode : public torch::autograd::Node {
 bool is_for_node(const at::Tensor& tensor, const at::Tensor& logits) {
   const bool is_converted =
       tensor.element_size() == 2 && at::autocast::is_autocast_enabled(logits.device().type());
-  return is_observed_by_mode_at_most(tensor) && has_kernel_dtype(tensor) && !has_tangent(tensor) &&
-         !is_converted && tensor.device() == logits.device();
+  return is_observed_by_mode_at_most(tensor) && !has_tangent(tensor) && !is_converted &&
+         tensor.device() == logits.device();
 }
 
 }  // namespace
@@ -284,16 +293,19 @@ bool is_for_node(const at::Tensor& tensor, const at::Tensor& logits) {
 std::optional<Results> loss(const Operands& of, Reduction reduction, bool with_probability) {
   const at::Tensor& x = of.logits;
   const bool has_kernels = x.is_cpu() || x.is_cuda();
-  if (!has_kernels || of.targets.sizes() != x.sizes() || !is_for_node(x, x)) {
-    return std::nullopt;
-  }
+  if (!has_kernels || !is_for_node(x, x)) return std::nullopt;
   for (const at::Tensor* each : {&of.targets, &of.weights, &of.pos_weights}) {
+    // Wrappers of transforms may have no sizes that are numbers.
     if (!each->defined()) continue;
     if (!is_for_node(*each, x) || (each->requires_grad() && records()) ||
         !at::is_expandable_to(each->sizes(), x.sizes())) {
       return std::nullopt;
     }
+    const bool may_be_integer = each != &of.targets;
+    const bool is_integer = at::isIntegralType(each->scalar_type(), /*includeBool=*/false);
+    if (!has_kernel_dtype(*each) && !(may_be_integer && is_integer)) return std::nullopt;
   }
+  if (!has_kernel_dtype(x) || of.targets.sizes() != x.sizes()) return std::nullopt;
   return x.requires_grad() && records() ? LossNode::apply_to(of, reduction, with_probability)
                                         : run(of, reduction, {false, with_probability});
 }

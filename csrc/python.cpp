@@ -133,15 +133,20 @@ PyObject* binary_cross_entropy_with_logits(PyObject*, PyObject* const* args, Py_
                                          PyUnicode_InternFromString("sum")};
   const auto input = plain_tensor(args[0], false), target = plain_tensor(args[1], false);
   const auto weight = plain_tensor(args[2], true), pos_weight = plain_tensor(args[3], true);
-  const auto* reduction = std::find(std::begin(reductions), std::end(reductions), args[4]);
+  const auto* reduction =
+      std::find_if(std::begin(reductions), std::end(reductions), [&](PyObject* name) {
+        return args[4] == name ||
+               (PyUnicode_Check(args[4]) && PyUnicode_Compare(args[4], name) == 0);
+      });
   if (!input || !target || !weight || !pos_weight || reduction == std::end(reductions) ||
       at::impl::torch_function_mode_enabled()) {
     Py_RETURN_NONE;
   }
-  const bool with_probability = PyObject_IsTrue(args[5]) == 1;
+  const int with_probability = PyObject_IsTrue(args[5]);
+  if (with_probability < 0) return nullptr;
   auto results = without_gil([&] {
     return loss({*input, *target, *weight, *pos_weight},
-                static_cast<Reduction>(reduction - std::begin(reductions)), with_probability);
+                static_cast<Reduction>(reduction - std::begin(reductions)), with_probability != 0);
   });
   if (!results) Py_RETURN_NONE;
   PyObject* const loss = THPVariable_Wrap(std::move(results->loss));

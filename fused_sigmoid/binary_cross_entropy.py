@@ -4,7 +4,7 @@ what the kernels do not take. Depends on torch, the extension and routes.py.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,34 @@ from .routes import has_own_rules
 
 # By torch's numbers.
 REDUCTIONS = ("none", "mean", "sum")
+
+
+@overload
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+    return_probability: Literal[False] = False,
+    size_average: None = None,
+    reduce: None = None,
+) -> Tensor: ...
+
+
+@overload
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+    return_probability: Literal[True],
+    size_average: None = None,
+    reduce: None = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def binary_cross_entropy_with_logits(
@@ -37,8 +65,8 @@ def binary_cross_entropy_with_logits(
 
     torch forms the loss as ``(1 - t) * x - logsigmoid(x)``, so that a confident negative costs
     nothing: 0 from x = -14.6 down in float32, from -4.2 in bfloat16. Here no term is the difference
-    of two others. Loss, probability and gradient come of one exponential in one pass over the logits;
-    a sum or mean is formed in float64 and rounded once, and is the same for any number of threads.
+    of two others. Loss, probability and gradient come of one pass over the logits. A sum or mean is
+    formed in float64, rounded once, and the same for any number of threads.
 
     Args:
         input: logits of any shape, strides and device; float64, float32, float16 and bfloat16 run
@@ -65,8 +93,9 @@ def binary_cross_entropy_with_logits(
 
     If a gradient is recorded the forward pass writes it, and the backward pass returns that tensor,
     multiplied in place if the incoming gradient is not 1. Beside it logits, targets and weights are
-    held on to, for second derivatives, as torch holds on to them. Of a mean in float16 the backward
-    pass computes the gradient instead, so that a scaled loss does not underflow.
+    held on to, for second derivatives, as torch holds on to them; a first gradient does not need
+    them, and they may change. In float16 the backward pass computes the gradient of a mean, or of
+    weighted losses, instead, so that a scaled loss does not underflow.
 
     >>> import torch, fused_sigmoid
     >>> x = torch.tensor([-20.0, 20.0], requires_grad=True)
@@ -122,13 +151,17 @@ def _run(
     if any(map(_is_half, tensors)) and _is_under_autocast(input.device.type):
         # Autocast has torch's loss run in float32.
         widened = [each.float() if _is_half(each) else each for each in tensors]
-        return binary_cross_entropy_with_logits(
-            *widened[:3],
-            pos_weight=widened[3],
+        input, target, weight, pos_weight = widened
+        return binary_cross_entropy_with_logits(  # type: ignore[call-overload]
+            input,
+            target,
+            weight,
+            pos_weight=pos_weight,
             reduction=reduction,
             return_probability=return_probability,
         )
-    if all(each.dtype in KERNEL_DTYPES and _is_dense(each) for each in (input, target)):
+    is_known = all(each.dtype in KERNEL_DTYPES and _is_dense(each) for each in (input, target))
+    if is_known and not any(each is not None and each.is_complex() for each in tensors):
         loss = _composed(input, target, weight, pos_weight, reduction)
     else:
         loss = _original(tensors, reduction)
@@ -141,8 +174,9 @@ def _handed_over(tensors: tuple[Any, ...], reduction: str, return_probability: b
     if not isinstance(input, torch.fx.Proxy) and any(map(has_own_rules, tensors)):
         loss = _original(tensors, reduction)
         return (loss, torch.sigmoid(input).detach()) if return_probability else loss
+    public: Any = binary_cross_entropy_with_logits
     return handle_torch_function(
-        binary_cross_entropy_with_logits,
+        public,
         tensors,
         input,
         target,
@@ -185,7 +219,8 @@ def _composed(
 ) -> Tensor:
     """The loss in ATen operations, by which its derivatives of every order keep both tails. Halves
     are computed in float32 and rounded once."""
-    x, t = _widened(input), _widened(target)
+    dtype = torch.promote_types(torch.promote_types(input.dtype, target.dtype), torch.float32)
+    x, t = input.to(dtype), target.to(dtype)
     # The selections have a derivative for all x, where abs() and max() have none at 0.
     is_negative = x < 0
     magnitude = torch.where(is_negative, -x, x)
@@ -197,7 +232,7 @@ def _composed(
     side = torch.where(is_negative, positive, 1 - t)
     # A target of 0 or 1 on the right side of an infinite logit costs nothing.
     costs_nothing = torch.isinf(magnitude) & (side == 0)
-    loss = torch.where(costs_nothing, rest, side * magnitude + rest)
+    loss = side * torch.where(costs_nothing, 0, magnitude) + rest
     if weight is not None:
         loss = weight * loss
     if loss.shape != input.shape:

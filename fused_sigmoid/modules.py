@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,10 @@ class FusedSigmoid(nn.Sigmoid):
         return "" if self.saved == "auto" else f"saved={self.saved!r}"
 
 
+# TorchScript takes no comment for type checkers inside of a method.
+_loss: Callable[..., Tensor] = binary_cross_entropy_with_logits
+
+
 class FusedBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     """``torch.nn.BCEWithLogitsLoss``, exact on both tails and in one pass over the logits.
 
@@ -117,10 +121,11 @@ class FusedBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
         super().__init__(weight, reduction=reduction, pos_weight=pos_weight)
         self.return_probability = return_probability
 
-    def forward(self, input: Tensor, target: Tensor) -> Any:
+    # Annotated as torch's, for programs in which one takes the place of the other.
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss, or with ``return_probability`` a tuple of it and σ of every logit."""
         if not is_scripting():
-            return binary_cross_entropy_with_logits(
+            return _loss(
                 input,
                 target,
                 self.weight,

@@ -11,11 +11,12 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils._contextlib import context_decorator
 
-from .binary_cross_entropy import REDUCTIONS, binary_cross_entropy_with_logits
+from .binary_cross_entropy import binary_cross_entropy_with_logits
 from .functions.sigmoid import sigmoid, sigmoid_
 from .modules import FusedBCEWithLogitsLoss, FusedSigmoid
 from .routes import check_saved, has_own_rules, transforms
@@ -127,8 +128,12 @@ def _can_be_turned(module: nn.Module, subclasses: bool) -> bool:
     if not isinstance(module, tuple(_FUSED)):
         return False
     original = _original_of(module)
-    return (subclasses or type(module) is original) and (
-        getattr(module.forward, "__func__", None) is original.forward
+    # A parametrized tensor is a property of the module's own class, which a turned one has not.
+    has_all_tensors = original is nn.Sigmoid or not parametrize.is_parametrized(module)
+    return (
+        (subclasses or type(module) is original)
+        and has_all_tensors
+        and getattr(module.forward, "__func__", None) is original.forward
     )
 
 
@@ -185,7 +190,10 @@ def _overridden(frame: Any, saved: str) -> dict[_Position, str]:
 
 
 def _compute(
-    ours: Callable[[str], Tensor], theirs: Callable[[Tensor], Tensor], input: Tensor, saved: str
+    ours: Callable[[str], Tensor],
+    theirs: Callable[[], Tensor],
+    operands: tuple[Tensor | None, ...],
+    saved: str,
 ) -> Tensor:
     """A sigmoid of a block with ``saved``. Where a checkpoint computes it again it is torch's, if
     it was not overridden the first time."""
@@ -200,20 +208,23 @@ def _compute(
         return value
     frame = held["target_frame_ref"]()
     # Tensors of a transform do not say whether they require a gradient.
-    keeps = torch.is_grad_enabled() and (input.requires_grad or bool(transforms()))
+    is_recorded = any(each is not None and each.requires_grad for each in operands)
+    keeps = torch.is_grad_enabled() and (is_recorded or bool(transforms()))
     position = frame.recomp_counter[held["gid"]]
     kept = getattr(frame, _OVERRIDDEN, {}).get((position, keeps))
-    return theirs(input) if kept is None else ours(kept)
+    return theirs() if kept is None else ours(kept)
 
 
 def _sigmoid(input: Tensor, *, out: Tensor | None = None, saved: str) -> Tensor:
     if out is not None:
         return sigmoid(input, out=out, saved=saved)
-    return _compute(lambda saved: sigmoid(input, saved=saved), torch.sigmoid, input, saved)
+    return _compute(
+        lambda saved: sigmoid(input, saved=saved), lambda: torch.sigmoid(input), (input,), saved
+    )
 
 
 def _sigmoid_(input: Tensor, *, saved: str) -> Tensor:
-    return _compute(lambda _: sigmoid_(input), torch.sigmoid_, input, saved)
+    return _compute(lambda _: sigmoid_(input), lambda: torch.sigmoid_(input), (input,), saved)
 
 
 def _set_grad_enabled(enabled: bool, *, saved: str) -> None:
@@ -256,32 +267,27 @@ def _loss(
     saved: str,
 ) -> Tensor:
     if size_average is not None or reduce is not None:
-        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+        reduction = _reduction_of(size_average, reduce)
 
-    def theirs(_: Tensor) -> Tensor:
+    def theirs() -> Tensor:
         loss = torch.nn.functional.binary_cross_entropy_with_logits
         return loss(input, target, weight, pos_weight=pos_weight, reduction=reduction)
 
     def ours(_: str) -> Tensor:
-        loss: Tensor = binary_cross_entropy_with_logits(
+        return binary_cross_entropy_with_logits(
             input, target, weight, pos_weight=pos_weight, reduction=reduction
         )
-        return loss
 
-    return _compute(ours, theirs, input, saved)
+    return _compute(ours, theirs, (input, target, weight, pos_weight), saved)
 
 
-def _loss_by_number(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    pos_weight: Tensor | None = None,
-    reduction: int = 1,
-    *,
-    saved: str,
-) -> Tensor:
-    name = REDUCTIONS[reduction]
-    return _loss(input, target, weight, reduction=name, pos_weight=pos_weight, saved=saved)
+def _reduction_of(size_average: bool | None, reduce: bool | None) -> str:
+    """What torch's two old names for the reduction mean, of which torch warns."""
+    if not is_dynamo_compiling():
+        torch.nn._reduction.legacy_get_string(size_average, reduce)
+    if reduce is False:
+        return "none"
+    return "sum" if size_average is False else "mean"
 
 
 # What takes their place, with the block's ``saved``.
@@ -293,7 +299,6 @@ _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.sigmoid_: _sigmoid_,
     torch.Tensor.sigmoid_: _sigmoid_,
     torch.nn.functional.binary_cross_entropy_with_logits: _loss,
-    torch.binary_cross_entropy_with_logits: _loss_by_number,
     torch._C._set_grad_enabled: _set_grad_enabled,
 }
 

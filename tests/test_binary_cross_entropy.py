@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_sigmoid
@@ -497,6 +500,74 @@ def test_a_scaled_mean_in_float16_does_not_underflow() -> None:
     torch.testing.assert_close(x.grad.float(), torch.full((count,), expected), rtol=2**-10, atol=0)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("size", [1e-5, 1e-8, 2e5])
+def test_weighted_losses_in_float16_neither_underflow_nor_overflow(
+    reduction: str, size: float
+) -> None:
+    """A masked mean by weights of 1 / count, then scaled: the product alone has to be a float16."""
+    torch.manual_seed(0)
+    x, t = torch.randn(5000).half(), torch.randint(0, 2, (5000,)).half()
+    w, scale = torch.full((5000,), size), 1024.0 if size < 1 else 2.0**-15
+    for target in (t, t.float()):
+        leaf = x.clone().requires_grad_()
+        loss = binary_cross_entropy_with_logits(leaf, target, w, reduction=reduction)
+        loss.backward(torch.full_like(loss, scale))
+        truth = exact(x, t)[1] * np.longdouble(np.float32(size)) * scale
+        assert oracle.error_in_ulp(leaf.grad, truth).max() <= 1
+
+
+@every_reduction
+def test_a_reduction_that_is_not_interned_reaches_the_kernels(reduction: str) -> None:
+    name = "".join([reduction[:1], reduction[1:]])
+    x, t = torch.randn(5, requires_grad=True), torch.rand(5)
+    loss = binary_cross_entropy_with_logits(x, t, reduction=name)
+    assert "FusedBCEWithLogitsLoss" in str(loss)
+    module = pickle.loads(pickle.dumps(FusedBCEWithLogitsLoss(reduction=name)))
+    assert "FusedBCEWithLogitsLoss" in str(module(x, t))
+
+
+def test_integer_weights_reach_the_kernels() -> None:
+    x, t = torch.randn(5, 3, requires_grad=True), torch.rand(5, 3)
+    loss = binary_cross_entropy_with_logits(
+        x, t, torch.tensor(2), pos_weight=torch.tensor([1, 2, 3])
+    )
+    assert "FusedBCEWithLogitsLoss" in str(loss)
+    torchs = F.binary_cross_entropy_with_logits(
+        x, t, torch.tensor(2), pos_weight=torch.tensor([1, 2, 3])
+    )
+    torch.testing.assert_close(loss, torchs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights"),
+    [
+        ((5000, 1), (1,)),
+        ((2, 3000, 1, 1), ()),
+        ((3000, 2), (2,)),
+        ((40, 1, 3, 50), (40, 1, 1, 50)),
+        ((7, 5, 3, 20), (5, 1, 20)),
+    ],
+)
+def test_weights_of_any_shape(shape: tuple[int, ...], weights: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, t, w = torch.randn(shape), torch.rand(shape), torch.rand(weights)
+    for laid_x in (x, torch.stack([x, x], -1)[..., 1]):
+        ours = loss_and_gradient(laid_x, t, weight=w, pos_weight=w, reduction="none")
+        wide = w.expand(shape).contiguous()
+        expected = loss_and_gradient(x, t, weight=wide, pos_weight=wide, reduction="none")
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_the_gradient_of_a_target_is_no_nan() -> None:
+    x = torch.tensor([math.inf, -math.inf, math.inf, 3.0])
+    t = torch.tensor([1.0, 0.0, 0.0, 0.3], requires_grad=True)
+    loss = binary_cross_entropy_with_logits(x, t, reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), t)
+    assert not gradient.isnan().any()
+    assert gradient[3] == -3
+
+
 def test_the_graph_may_be_kept() -> None:
     x, t = torch.randn(100, requires_grad=True), torch.rand(100)
     for reduction in ("none", "mean", "sum"):
@@ -613,6 +684,52 @@ def test_compiled_it_is_exact_in_one_graph() -> None:
     torch.testing.assert_close(gradient, eager, rtol=1e-6, atol=0)
 
 
+def test_traced_with_sizes_as_symbols() -> None:
+    x, t = torch.randn(4, 3), torch.rand(4, 3)
+    for transform in (torch.func.grad, torch.func.vmap):
+
+        def transformed(x: Tensor, t: Tensor) -> Any:
+            return transform(binary_cross_entropy_with_logits)(x, t)  # noqa: B023
+
+        graph = make_fx(transformed, tracing_mode="symbolic")(x, t)
+        torch.testing.assert_close(graph(x, t), transformed(x, t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_compiled_autograd_over_several_sizes(dtype: torch.dtype) -> None:
+    for size in (4, 7, 9):
+        x, t = torch.randn(size, 3).to(dtype).requires_grad_(), torch.rand(size, 3).to(dtype)
+        loss = binary_cross_entropy_with_logits(x * 1, t)
+        with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+            loss.backward()
+        torch.testing.assert_close(x.grad, loss_and_gradient(x, t)[1])
+
+
+def test_old_names_under_override_and_compiled() -> None:
+    x, t = torch.full((3,), -20.0), torch.zeros(3)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def loss(x: Tensor, t: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(x, t, size_average=False)
+
+    with fused_sigmoid.override():
+        assert loss(x, t).item() == pytest.approx(3 * math.exp(-20.0), rel=1e-6)
+
+
+def test_scripted_in_a_model_that_computes_with_the_loss() -> None:
+    class Model(nn.Module):
+        def __init__(self, criterion: nn.Module) -> None:
+            super().__init__()
+            self.criterion = criterion
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.criterion(x, t) * 2
+
+    x, t = torch.randn(5), torch.rand(5)
+    scripted = torch.jit.script(Model(FusedBCEWithLogitsLoss()))
+    torch.testing.assert_close(scripted(x, t), F.binary_cross_entropy_with_logits(x, t) * 2)
+
+
 def test_exported() -> None:
     x, t = torch.randn(5), torch.rand(5)
     exported = torch.export.export(FusedBCEWithLogitsLoss(pos_weight=torch.tensor(2.0)), (x, t))
@@ -684,7 +801,6 @@ def test_override_catches_the_function_and_its_old_names() -> None:
     calls: dict[str, Callable[[], Tensor]] = {
         "module": lambda: nn.BCEWithLogitsLoss(reduction="sum")(x, t),
         "function": lambda: F.binary_cross_entropy_with_logits(x, t, reduction="sum"),
-        "by number": lambda: torch.binary_cross_entropy_with_logits(x, t, None, None, 2),
     }
     for call in calls.values():
         assert call() == 0
@@ -744,6 +860,32 @@ def test_a_checkpoint_keeps_the_same_in_a_mode_and_without(
     torch.testing.assert_close(result.detach(), expected)
     torch.testing.assert_close(x.grad, gradient)
     assert "aten.log1p.default" in mode.seen
+
+
+@pytest.mark.parametrize("differentiated", ["target", "weight", "pos_weight"])
+def test_an_overridden_checkpoint_whichever_operand_has_a_gradient(differentiated: str) -> None:
+    operands = {name: torch.rand(8) for name in ("target", "weight", "pos_weight")}
+    x, leaf = torch.randn(8), operands[differentiated].requires_grad_()
+
+    def loss(x: Tensor, t: Tensor, w: Tensor, p: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(x, t, w, pos_weight=p)
+
+    with fused_sigmoid.override():
+        arguments = (x, *operands.values())
+        torch.utils.checkpoint.checkpoint(loss, *arguments, use_reentrant=False).backward()
+        (expected,) = torch.autograd.grad(loss(*arguments), leaf)
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+def test_a_parametrized_loss_is_left_alone() -> None:
+    class Doubled(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    criterion = nn.BCEWithLogitsLoss(weight=torch.rand(8))
+    nn.utils.parametrize.register_parametrization(criterion, "weight", Doubled(), unsafe=True)
+    assert fused_sigmoid.replace_sigmoid(criterion, subclasses=True) == 0
+    criterion(torch.randn(8), torch.rand(8))
 
 
 def test_confident_negatives_are_counted_where_torch_loses_them() -> None:
