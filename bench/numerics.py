@@ -66,7 +66,10 @@ def _lines(checks: Sequence[Check], unit: str) -> list[tuple[list[str], dict[str
             if row["unit"] != unit:
                 continue
             shown = {name: row["figures"].get(name) for name in ("error", *COUNTS)}
-            key = json.dumps([row["dtype"], row["inputs"], shown])
+            # A line says of all its quantities that all its kernels were run; of the loss those
+            # of another file may not have been.
+            of_loss = row["quantity"].startswith("loss")
+            key = json.dumps([row["dtype"], row["inputs"], of_loss, shown])
             kernels, quantities, _ = shared.setdefault(key, ([], [], row))
             for name, names in ((_kernels(row), kernels), (row["quantity"], quantities)):
                 if name not in names:
