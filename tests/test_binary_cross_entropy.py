@@ -87,8 +87,8 @@ def test_a_mean_of_every_half_has_the_nearest_gradients(dtype: torch.dtype) -> N
 
 
 def float32_logits() -> Tensor:
-    """Every 1,021st number, and what lies at the ends of the algorithm and of the format."""
-    patterns = torch.arange(0, 2**31, 1021, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    """Every 4,093rd number, and what lies at the ends of the algorithm and of the format."""
+    patterns = torch.arange(0, 2**31, 4093, dtype=torch.int64).to(torch.int32).view(torch.float32)
     edges = torch.tensor([0.0, 87.3, 88.0, 103.9, 104.0, 104.1, 3.4e38])
     numbers = torch.cat((patterns[patterns.isfinite()], edges))
     return torch.cat((numbers, -numbers))

@@ -92,7 +92,7 @@ def test_derivatives(number: int, requires_grad: bool) -> None:
     assert torch.autograd.gradgradcheck(loss, (x, t), check_fwd_over_rev=True, **checks)
 
 
-@pytest.mark.parametrize("number", EXTENT)
+@pytest.mark.parametrize("number", EXTENT[::3])
 def test_composite_compliance(number: int) -> None:
     """Subclasses and modes that stand between torch and its kernels see every operation."""
     sample = samples(torch.float32, requires_grad=True)[number]
@@ -111,7 +111,7 @@ def test_composite_compliance(number: int) -> None:
 
 @pytest.mark.parametrize("number", EXTENT)
 def test_fake_tensors_have_the_same_metadata(number: int) -> None:
-    for dtype in LOSS.dtypes:
+    for dtype in (torch.float32, torch.bfloat16):
         sample = samples(dtype, requires_grad=False)[number]
         real = binary_cross_entropy_with_logits(sample.input, *sample.args, **sample.kwargs)
         with torch._subclasses.FakeTensorMode() as mode:

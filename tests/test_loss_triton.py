@@ -30,10 +30,10 @@ static = importlib.import_module("bench.static")
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 REDUCTIONS = ("none", "mean", "sum")
-SIZES = (1, 7, 1000, 1025, 4097)
+SIZES = (1, 7, 1025, 2049)
 # The interpreter takes its time.
 DTYPES_AND_SIZES = [
-    (dtype, size) for dtype in DTYPES for size in SIZES if dtype == torch.float32 or size < 2000
+    (dtype, size) for dtype in DTYPES for size in SIZES if dtype == torch.float32 or size < 1000
 ]
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -256,7 +256,8 @@ def test_every_kind_of_number(kernels, dtype):
     x = interpreted._every_half(dtype) if dtype.itemsize == 2 else interpreted._inputs(dtype)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-30, -1e30], dtype=dtype)
     x = torch.cat([x, special])
-    x = x[::1000] if dtype == torch.float64 else x
+    # The interpreter takes its time; every half is tried on the CPU.
+    x = x[::1000] if dtype == torch.float64 else x[::8]
     targets = torch.tensor([0.0, 1.0, 0.3, -0.0, 1.5, -2.0, torch.inf, torch.nan], dtype=dtype)
     for turn in range(len(targets)):
         t = targets.roll(turn).repeat(len(x) // 8 + 1)[: len(x)]
@@ -324,7 +325,7 @@ def test_results_are_those_of_the_formula(kernels, dtype, is_weighted):
             assert (np.abs(_exact(result) - reference) <= tolerance).all()
 
 
-@pytest.mark.parametrize(("dtype", "size"), [*DTYPES_AND_SIZES, (torch.float32, 12_001)], ids=str)
+@pytest.mark.parametrize(("dtype", "size"), [*DTYPES_AND_SIZES, (torch.float32, 6_001)], ids=str)
 def test_sums_are_exact_but_for_one_rounding(kernels, dtype, size, monkeypatch):
     # The second kernel goes round more than once.
     monkeypatch.setattr(kernels, "TOTAL_BLOCK_SIZE", 16)
@@ -584,9 +585,12 @@ def _widths(ptx, kind):
     return [int(vector or 1) * int(bits) for vector, bits in accesses]
 
 
-@every_call
 @every_name
-@pytest.mark.parametrize("target", CAPABILITIES, ids=str)
+@pytest.mark.parametrize(
+    ("call", "target"),
+    [*((call, H100) for call in CALLS), *(("training", each) for each in CAPABILITIES[::2])],
+    ids=str,
+)
 def test_whole_blocks_are_read_and_written_128_bits_at_a_time(compiled, call, dtype, target):
     ptx, elements = compiled(call, dtype, target).asm["ptx"], static.elements(dtype)
     for kind, names in (("ld", READ), ("st", WRITTEN)):

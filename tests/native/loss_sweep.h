@@ -130,8 +130,8 @@ class LossSweep {
         }
         run(tried, pool);
       }
-      // A quarter of the misalignments at each length, and the others at the next.
-      for (int64_t misalignment = count % 4; misalignment < 64; misalignment += 4) {
+      // An eighth of the misalignments at each length, and the others at the next.
+      for (int64_t misalignment = count % 8; misalignment < 64; misalignment += 8) {
         misaligned(tried, pool, static_cast<int>(misalignment));
       }
     }
