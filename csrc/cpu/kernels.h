@@ -18,6 +18,9 @@ using Kernel = void (*)(char* const* data, int64_t count);
 enum class Dtype { float64, float32, float16, bfloat16 };
 constexpr size_t dtype_count = 4;
 
+// For each work, by dtype.
+using LossKernels = std::array<std::array<LossKernel, dtype_count>, loss_work_count>;
+
 struct KernelTable {
   const char* instruction_set;
   std::array<std::array<Kernel, dtype_count>, kernel_count> kernels;

@@ -1,7 +1,6 @@
 // The CPU kernels of the binary cross entropy. Includes no torch header.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,8 +27,5 @@ constexpr size_t loss_work_count = 8;
 constexpr LossWork loss_work(size_t number) {
   return {(number & 1) != 0, (number & 2) != 0, (number & 4) != 0};
 }
-
-// For each work, by dtype.
-using LossKernels = std::array<std::array<LossKernel, 4>, loss_work_count>;
 
 }  // namespace fused_sigmoid

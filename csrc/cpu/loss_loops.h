@@ -2,30 +2,29 @@
 // by kernels_*.cpp alone, as loops.h.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "../losses/binary_cross_entropy.h"
 #include "half.h"
-#include "loss_kernels.h"
+#include "kernels.h"
 #include "vector.h"
 
 namespace fused_sigmoid {
 
 // A logit of -inf with a target of 0 costs exactly nothing: it fills up what is shorter than a
 // vector.
-inline void fill_up(double* logits, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) logits[i] = -std::numeric_limits<double>::infinity();
-}
-inline void fill_up(float* logits, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) logits[i] = -std::numeric_limits<float>::infinity();
-}
-inline void fill_up(Float16* logits, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) logits[i].bits = 0xfc00;
-}
-inline void fill_up(BFloat16* logits, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) logits[i].bits = 0xff80;
+template <class T>
+constexpr T minus_infinity() {
+  if constexpr (std::is_same_v<T, Float16>)
+    return {0xfc00};
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return {0xff80};
+  else
+    return -std::numeric_limits<T>::infinity();
 }
 
 // The memory of a block by its types.
@@ -82,7 +81,7 @@ double loss_loop(const LossBlock& block, int64_t count) {
   const size_t bytes = static_cast<size_t>(count) * sizeof(T);
   T elements[4][Four::size];
   Scalar weights[2][Four::size];
-  fill_up(elements[0], Four::size);
+  std::fill_n(elements[0], Four::size, minus_infinity<T>());
   std::memcpy(elements[0], at.logits, bytes);
   std::memset(elements[1], 0, sizeof(elements[1]));
   std::memcpy(elements[1], at.targets, bytes);
