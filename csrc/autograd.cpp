@@ -171,11 +171,6 @@ at::Tensor widened(const at::Tensor& tensor) {
   return dtype == at::kHalf || dtype == at::kBFloat16 ? tensor.to(at::kFloat) : tensor;
 }
 
-// A conversion that changes nothing would be an operation that returns its input, which nobody
-// below autograd may see.
-at::Tensor converted(const at::Tensor& tensor, at::ScalarType dtype) {
-  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
-}
 at::Tensor narrowed(const at::Tensor& wide, const at::Tensor& like) {
   return converted(wide, like.scalar_type());
 }

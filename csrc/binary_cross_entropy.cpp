@@ -3,15 +3,12 @@
 #include "binary_cross_entropy.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <vector>
 
 #include "cpu/fresh_memory.h"
@@ -20,6 +17,7 @@
 #include "floating_point_mode.h"
 #include "functions/functions.h"
 #include "layout.h"
+#include "threads.h"
 
 namespace fused_sigmoid::binary_cross_entropy {
 namespace {
@@ -27,15 +25,6 @@ namespace {
 // In elements. The buffers of a block in float32 stay in the first-level cache.
 constexpr int64_t block_size = 1024;
 constexpr size_t most_bytes = block_size * sizeof(double);
-
-// The dimensions of a tensor without gaps, as they lie in its memory.
-at::DimVector memory_order(const at::Tensor& dense) {
-  at::DimVector order(dense.dim());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return dense.stride(a) > dense.stride(b); });
-  return order;
-}
 
 // An operand whose elements are had in the order of another tensor's memory, which has no gaps.
 class Gathered {
@@ -45,9 +34,14 @@ class Gathered {
     is_dense_ = tensor_.sizes() == like.sizes() && tensor_.is_non_overlapping_and_dense() &&
                 is_laid_out_alike(tensor_, like);
     if (!is_dense_) {
-      tensor_ = tensor_.expand(like.sizes()).permute(memory_order(like));
-      is_dense_ = tensor_.is_contiguous();
-      dims_ = joined_dimensions(tensor_);
+      tensor_ = tensor_.expand(like.sizes());
+      dims_ = dimensions_of({&tensor_, &like});
+      remove_ones(dims_);
+      sort_by_memory(dims_, /*i=*/1);
+      // Such as those that a number is expanded to.
+      join(dims_, /*tensors=*/1);
+      if (dims_.empty()) dims_.push_back({1, {1}});
+      is_dense_ = dims_.size() == 1 && dims_[0].strides[0] == 1;
     }
     data_ = static_cast<const char*>(tensor_.const_data_ptr());
     item_ = static_cast<int64_t>(tensor_.element_size());
@@ -62,40 +56,17 @@ class Gathered {
   }
 
  private:
-  // A dimension of more than one element, with the stride in elements, and where in it a block is.
-  struct Dimension {
-    int64_t size, stride, index;
-  };
-  using Dimensions = c10::SmallVector<Dimension, 4>;
-
-  // Neighbours that are one in memory are joined, such as those that a number is expanded to.
-  static Dimensions joined_dimensions(const at::Tensor& tensor) {
-    Dimensions dims;
-    for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
-      const int64_t size = tensor.size(dim), stride = tensor.stride(dim);
-      if (size == 1) continue;
-      if (!dims.empty() && dims.back().stride == stride * size) {
-        dims.back() = {dims.back().size * size, stride, 0};
-      } else {
-        dims.push_back({size, stride, 0});
-      }
-    }
-    if (dims.empty()) dims.push_back({1, 0, 0});
-    return dims;
-  }
-
   template <int item>
   const char* gather(int64_t begin, int64_t count, char* buffer) const {
-    Dimensions outer = dims_;
-    const Dimension inner = outer.pop_back_val();
-    const int64_t columns = inner.size, step = inner.stride * item;
+    const int64_t columns = dims_.back().size, step = dims_.back().strides[0] * item;
     int64_t row = begin / columns, column = begin % columns, offset = 0;
-    for (auto dim = outer.rbegin(); dim != outer.rend(); ++dim) {
-      dim->index = row % dim->size;
-      offset += dim->index * dim->stride;
-      row /= dim->size;
+    at::DimVector index(dims_.size() - 1);
+    for (size_t dim = index.size(); dim-- > 0;) {
+      index[dim] = row % dims_[dim].size;
+      offset += index[dim] * dims_[dim].strides[0];
+      row /= dims_[dim].size;
     }
-    for (char* to = buffer; count > 0; column = 0, step_to_next_row(outer, offset)) {
+    for (char* to = buffer; count > 0; column = 0, step_to_next_row(index, offset)) {
       const int64_t part = std::min(count, columns - column);
       const char* from = data_ + offset * item + column * step;
       count -= part;
@@ -109,12 +80,13 @@ class Gathered {
     return buffer;
   }
 
-  static void step_to_next_row(Dimensions& outer, int64_t& offset) {
-    for (auto dim = outer.rbegin(); dim != outer.rend(); ++dim) {
-      offset += dim->stride;
-      if (++dim->index < dim->size) return;
-      offset -= dim->size * dim->stride;
-      dim->index = 0;
+  void step_to_next_row(at::DimVector& index, int64_t& offset) const {
+    for (size_t dim = index.size(); dim-- > 0;) {
+      const int64_t size = dims_[dim].size, stride = dims_[dim].strides[0];
+      offset += stride;
+      if (++index[dim] < size) return;
+      offset -= size * stride;
+      index[dim] = 0;
     }
   }
 
@@ -185,23 +157,6 @@ struct Call {
   }
 };
 
-// Calls run(first, last) for all blocks, of which `sums` has one element each, on torch's threads.
-// These are reached by torch's own loop over the sums: at::parallel_for is compiled here, and where
-// that is without OpenMP it knows one thread alone.
-template <class Run>
-void run_in_threads(std::vector<double>& sums, Run run) {
-  const int64_t blocks = static_cast<int64_t>(sums.size());
-  constexpr int64_t fewest = at::internal::GRAIN_SIZE / block_size;
-  if (blocks <= fewest || at::get_num_threads() == 1) return run(0, blocks);
-  const at::Tensor places = at::from_blob(sums.data(), {blocks}, at::kDouble);
-  at::TensorIterator::borrowing_nullary_op(places).for_each(
-      [&](char** data, const int64_t*, int64_t length) {
-        const int64_t first = reinterpret_cast<const double*>(data[0]) - sums.data();
-        run(first, first + length);
-      },
-      fewest);
-}
-
 double run_blocks(const Call& call, int64_t count) {
   const int64_t blocks = (count + block_size - 1) / block_size;
   std::vector<double> sums(static_cast<size_t>(blocks));
@@ -214,7 +169,7 @@ double run_blocks(const Call& call, int64_t count) {
       }
     });
   };
-  run_in_threads(sums, run);
+  run_in_threads(sums.data(), blocks, at::internal::GRAIN_SIZE / block_size, run);
   return pairwise_sum(sums);
 }
 
@@ -238,7 +193,8 @@ Results run_on_cpu(const Operands& operands, Reduction reduction, Wanted wanted,
   if (wanted.probability) results.probability = fresh(like, dtype);
 
   const auto gathered = [&](const at::Tensor& tensor, at::ScalarType to) {
-    return Gathered(tensor.defined() ? tensor.to(to) : number(1, x.options().dtype(to)), like);
+    return Gathered(tensor.defined() ? converted(tensor, to) : number(1, x.options().dtype(to)),
+                    like);
   };
   const int64_t count = x.numel();
   const double scale = reduction == Reduction::mean ? factor / static_cast<double>(count) : factor;

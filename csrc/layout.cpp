@@ -13,6 +13,10 @@ bool has_kernel_dtype(const at::Tensor& tensor) {
          dtype == at::kDouble;
 }
 
+at::Tensor converted(const at::Tensor& tensor, at::ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+}
+
 bool is_laid_out_alike(const at::Tensor& a, const at::Tensor& b) {
   return a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous());
 }

@@ -17,6 +17,10 @@ using Tensors = at::ArrayRef<const at::Tensor*>;
 // Whether the kernels have an instance for the dtype: float64, float32, float16, bfloat16.
 bool has_kernel_dtype(const at::Tensor& tensor);
 
+// The tensor in a dtype. A conversion that changes nothing would be an operation that returns its
+// input, which nobody below autograd may see, and which takes time.
+at::Tensor converted(const at::Tensor& tensor, at::ScalarType dtype);
+
 // Whether tensors of one shape without gaps have their elements in one order.
 bool is_laid_out_alike(const at::Tensor& a, const at::Tensor& b);
 

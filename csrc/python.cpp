@@ -1,6 +1,5 @@
 // The binding. What the public functions call on every eager call takes its arguments positionally,
 // and returns None where the call needs another route than the kernels.
-#include <ATen/Parallel.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <Python.h>
 #include <torch/csrc/Dtype.h>
@@ -21,6 +20,7 @@
 #include "gpu_launch.h"
 #include "layout.h"
 #include "operators.h"
+#include "threads.h"
 
 namespace fused_sigmoid {
 namespace {
@@ -245,13 +245,13 @@ void copy_tensor_streamed(const at::Tensor& to, const at::Tensor& from) {
                         to.nbytes() == from.nbytes(),
                     "copy_streamed is for contiguous tensors of a CPU, of as many bytes each");
   const py::gil_scoped_release no_gil;
-  char* const target = static_cast<char*>(to.mutable_data_ptr());
+  int8_t* const target = static_cast<int8_t*>(to.mutable_data_ptr());
   const char* const source = static_cast<const char*>(from.const_data_ptr());
   constexpr int64_t fewest_bytes = 1 << 17;  // of a thread, about as many as of copy_'s
-  at::parallel_for(0, static_cast<int64_t>(to.nbytes()), fewest_bytes,
-                   [&](int64_t begin, int64_t end) {
-                     copy_streamed(target + begin, source + begin, end - begin);
-                   });
+  run_in_threads(
+      target, static_cast<int64_t>(to.nbytes()), fewest_bytes, [&](int64_t begin, int64_t end) {
+        copy_streamed(reinterpret_cast<char*>(target) + begin, source + begin, end - begin);
+      });
 }
 
 }  // namespace
