@@ -165,7 +165,7 @@ def _run(
         loss = _composed(input, target, weight, pos_weight, reduction)
     else:
         loss = _original(tensors, reduction)
-    return (loss, torch.sigmoid(input).detach()) if return_probability else loss
+    return _with_probability(loss, input) if return_probability else loss
 
 
 def _handed_over(tensors: tuple[Any, ...], reduction: str, return_probability: bool) -> Any:
@@ -173,7 +173,7 @@ def _handed_over(tensors: tuple[Any, ...], reduction: str, return_probability: b
     # A type with rules of its own knows torch's functions, and not ours.
     if not isinstance(input, torch.fx.Proxy) and any(map(has_own_rules, tensors)):
         loss = _original(tensors, reduction)
-        return (loss, torch.sigmoid(input).detach()) if return_probability else loss
+        return _with_probability(loss, input) if return_probability else loss
     public: Any = binary_cross_entropy_with_logits
     return handle_torch_function(
         public,
@@ -185,6 +185,10 @@ def _handed_over(tensors: tuple[Any, ...], reduction: str, return_probability: b
         reduction=reduction,
         return_probability=return_probability,
     )
+
+
+def _with_probability(loss: Any, input: Any) -> tuple[Any, Any]:
+    return loss, torch.sigmoid(input).detach()
 
 
 def _original(tensors: tuple[Any, ...], reduction: str) -> Any:

@@ -378,16 +378,9 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
     kernels, dtype, ulps, monkeypatch
 ):
     import triton.language as tl
-    from triton.runtime import interpreter
 
     calls = []
-
-    def reciprocal(x):
-        calls.append(x)
-        exact = np.float32(1) / x.handle.data
-        data = (exact.view(np.int32) + ulps).view(np.float32)
-        return tl.tensor(interpreter.TensorHandle(data, tl.float32), x.type)
-
+    reciprocal = interpreted._reciprocal_off_by(ulps, calls)
     x = interpreted._every_half(dtype) if dtype.itemsize == 2 else interpreted._inputs(dtype)
     x = x[~x.isnan()]
     t = _targets(x.shape, dtype)
