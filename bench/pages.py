@@ -215,10 +215,12 @@ def machine_page(machine: str) -> str:
         " with its quartiles; above 1 ours is faster.",
     ]
     place = {"dtype": "{dtype}", "work": "{work}", "on": "{where}", "size": "{elements}"}
+    facts = []
     for result in found(machine, "goals", "grid", "sweep"):
         packages = ", ".join(" ".join(pair) for pair in result.machine["versions"].items())
         made = source({**result.source, "date": result.date})
-        parts.append(f"- {result.kind}: {result.machine['name']}; {made}; {packages}")
+        facts.append(f"- {result.kind}: {result.machine['name']}; {made}; {packages}")
+    parts.append("\n".join(facts))
     if found(machine, "goals"):
         rows = judged(machine)
         columns = {**place, "layout": "{layout}", "peer": "{peer}", "goal": "{goal:.2f}"}
@@ -297,7 +299,7 @@ def draw_speed(machine: str, path: Path) -> None:
         sizes = mine.drop_duplicates("size")
         panel.set_xticks(sizes["size"], sizes["elements"], fontsize=8)
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 4, 8, 16]))
+        panel.yaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.grid(alpha=0.3)
         panel.set_title(WORKS[work], fontsize=10)
