@@ -24,7 +24,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench import goals, report, results
-from bench.results import COPIES, COPY, FOLDER, STREAMED_COPY, Result
+from bench.results import FOLDER, Result
 
 Json = dict[str, Any]
 
@@ -229,15 +229,8 @@ def machine_page(machine: str) -> str:
         parts += [table(rows.to_dict("records"), columns)]
     if found(machine, "grid"):
         grid = frame(machine, "grid").sort_values(["dtype", "rank", "where", "size"])
-        parts += ["## Speed by size", _speed_of_peers(grid, place)]
-        parts += [
-            "## What binds",
-            "The time beside copies of as many bytes, and beside the fewest nanoseconds an element"
-            " that the work takes at any size. A call is bound by its overhead where one element"
-            " takes half its time or more; else by the larger of the two, if that explains three"
-            " quarters of the time; else by page faults, if it had any.",
-            _shares(machine, grid, place),
-        ]
+        parts += ["## Speed by size, beside peers and a copy of as many bytes"]
+        parts += [_speed_of_peers(grid, place)]
     if found(machine, "sweep"):
         parts += ["## Sweep", sweep(machine, "work", "saved", "layout")]
     return "\n\n".join(parts) + "\n"
@@ -245,35 +238,15 @@ def machine_page(machine: str) -> str:
 
 def _speed_of_peers(grid: pd.DataFrame, place: dict[str, str]) -> str:
     lines: dict[tuple[str, ...], Json] = {}
-    peers = [peer for peer in grid["peer"].unique() if peer not in COPIES]
-    for row in grid[grid["peer"].isin(peers)].to_dict("records"):
+    peers = list(grid["peer"].unique())
+    for row in grid.to_dict("records"):
         key = tuple(template.format_map(row) for template in place.values())
-        first = {**dict(zip(place, key, strict=True)), "ours": ""} | dict.fromkeys(peers, "")
-        line = lines.setdefault(key, first)
+        first = {**dict(zip(place, key, strict=True)), "ours": "", "GB/s": ""}
+        line = lines.setdefault(key, first | dict.fromkeys(peers, ""))
         line["ours"] = line["ours"] or report.seconds_text(row["ours median"])
+        line["GB/s"] = line["GB/s"] or f"{row['bytes_moved'] / row['ours median'] / 1e9:.3g}"
         line[row["peer"]] = RATIO.format_map(row)
     return plain(list(lines.values()))
-
-
-def _shares(machine: str, grid: pd.DataFrame, place: dict[str, str]) -> str:
-    every = [row for result in found(machine, "grid") for row in result.rows]
-    shares = {tuple(vars(cell).values()): share for cell, share in report.shares(every).items()}
-    cell = list(vars(every[0].cell))
-    streamed = grid[grid["peer"] == STREAMED_COPY].set_index(cell)["ratio median"].to_dict()
-    lines = []
-    for row in grid[grid["peer"] == COPY].to_dict("records"):
-        key = tuple(row[name] for name in cell)
-        line = {head: template.format_map(row) for head, template in place.items()}
-        line["GB/s"] = f"{row['bytes_moved'] / row['ours median'] / 1e9:.3g}"
-        fractions = (row["copy_fraction"], streamed.get(key), shares[key].arithmetic)
-        for head, part in zip(
-            ("of copy_", "of streamed copy", "of best size"), fractions, strict=True
-        ):
-            line[head] = "" if part is None else f"{100 * part:.0f} %"
-        faults = row["page_faults"]
-        line["page faults"] = f"{faults:,.0f}" if faults == faults and faults is not None else ""
-        lines.append({**line, "bound by": shares[key].binds})
-    return plain(lines)
 
 
 def draw_speed(machine: str, path: Path) -> None:
@@ -347,29 +320,6 @@ def instructions(*works: str) -> str:
             key = {"instruction set": instruction_set, "work": work, "memory": memory}
             lines.setdefault(tuple(key.values()), key)[dtype] = f"{count:.2f}"
     return f"{plain(list(lines.values()))}\n\nInstructions an element, by {document['compiler']}."
-
-
-def override() -> str:
-    document = record("override")
-    rows = [{"call": call, **row} for call, row in document["seconds_a_call"].items()]
-    ratios = ("inside / without", "inside / empty")
-    for row in rows:
-        row |= {name: 1e6 * row[name] for name in ("without", "empty", "inside")}
-    columns = {"one thread, µs a call": "{call}", "no block": "{without:,.2f}"}
-    columns |= {"a mode of torch that does nothing": "{empty:,.2f}", "override()": "{inside:,.2f}"}
-    columns |= {name: f"{{{name}:.2f}}" for name in ratios}
-    return table(rows, columns) + of(document)
-
-
-def loss_memory(elements: str = str(MI)) -> str:
-    document = record("loss_memory")
-    rows = [row for row in document["rows"] if row["elements"] == int(elements)]
-    counted = ("ours_kept", "torch_kept", "ours_peak", "torch_peak")
-    for row in rows:
-        row |= {name: row[name] / row["tensor_bytes"] for name in counted}
-    columns = {"dtype": "{dtype}", "reduction": "{reduction}", "ours keeps": "{ours_kept:.2f}"}
-    columns |= {"torch keeps": "{torch_kept:.2f}", "peak of ours": "{ours_peak:.2f}"}
-    return table(rows, {**columns, "peak of torch": "{torch_peak:.2f}"}) + of(document)
 
 
 def fresh_processes(extent: str = "") -> str:
@@ -539,70 +489,34 @@ def _error(number: float | str) -> str:
     return f"{number:.4f}" if 0.001 <= number < 1000 else f"{number:.2g}"
 
 
-def origins() -> str:
-    """When and where each long check ran last."""
-    lines = [
-        {
-            "check": name,
-            "machine": f"{section['cpu']}, {section['logical_cpus']} cores",
-            "versions": ", ".join(" ".join(pair) for pair in section["versions"].items()),
-            "of": source(section),
-        }
-        for name, section in record("reliability").items()
-    ]
-    return plain(lines)
+LONG_CHECKS = {
+    "sanitize": "sanitizers, {name}: {kernel_executions:,} kernel executions",
+    "fuzz": "libFuzzer: {kernel_executions:,} kernel executions, {covered_edges:,} edges covered",
+    "properties": "hypothesis: {examples:,} examples of {tests} properties",
+    "programs": "random programs, {name}: {programs:,}; {compared:,} tensors compared",
+    "threads": "{calls:,} calls by {threads} Python threads: {wrong} wrong results",
+    "small_calls": "{calls:,} small calls: memory grew by {grown:,.0f} KiB",
+    "large_steps": "{calls:,} training steps of {elements:,} elements: by {grown:,.0f} KiB",
+    "training": "{steps:,} training steps beside nn.Sigmoid: losses within"
+    " {largest_relative_difference:.1e}",
+}
 
 
-def sanitizers() -> str:
-    section = record("reliability")["sanitize"]
-    every = {"instruction_sets": "avx512 avx2 default"}
-    rows = [{"build": name, **every, **row} for name, row in section["figures"].items()]
-    columns = {"build": "{build}", "instruction sets": "{instruction_sets}"}
-    columns |= {"kernel executions": "{kernel_executions:,}", "took": "{seconds:.0f} s"}
-    return table(rows, columns) + f"\n\nOf {source(section)}."
-
-
-def fuzzing() -> str:
-    sections = record("reliability")
-    columns = {
-        "fuzz": "libFuzzer: {kernel_executions:,} kernel executions, {covered_edges:,} edges",
-        "properties": "hypothesis: {tests} properties, {examples:,} examples",
-        "programs": "programs, {name}: {programs:,}, {compared:,} values and gradients compared",
-    }
+def long_checks() -> str:
+    """What ran and what came of it, how long it took, on what and when."""
     lines = []
-    for name, said in columns.items():
-        figures = sections[name]["figures"] if name in sections else {}
-        each = figures.items() if name == "programs" else [("", figures)] * bool(figures)
-        for inner, row in each:
-            took = f"{row['seconds'] / 60:.0f} min"
-            lines.append({"ran": said.format(name=inner, **row), "took": took})
+    for section, document in record("reliability").items():
+        figures = (
+            {"": document["figures"]} if section in ("fuzz", "properties") else document["figures"]
+        )
+        for name, row in figures.items() if section != "defects" else ():
+            if "resident_bytes_after" in row:
+                row["grown"] = (row["resident_bytes_after"] - row["resident_bytes_before"]) / KI
+            said = LONG_CHECKS[name if section == "load" else section].format(name=name, **row)
+            minutes = f"{row['seconds'] / 60:.1f}"
+            line = {"check": said, "minutes": minutes, "on": document["cpu"]}
+            lines.append({**line, "of": source(document)})
     return plain(lines)
-
-
-def load() -> str:
-    section = record("reliability")["load"]
-    found_ = section["figures"]
-    for name in ("small_calls", "large_steps"):
-        row = found_[name]
-        row["grown"] = (row["resident_bytes_after"] - row["resident_bytes_before"]) / KI
-    said = {
-        "threads": ("{calls:,} calls from {threads} Python threads", "{wrong} wrong results"),
-        "small_calls": ("{calls:,} small calls", "{grown:+,.0f} KiB after the warm-up"),
-        "large_steps": ("{calls:,} steps of {elements:,} elements", "{grown:+,.0f} KiB"),
-        "training": (
-            "{steps:,} training steps of a model with either module",
-            "losses differ by {largest_relative_difference:.1e} at the most",
-        ),
-    }
-    lines = [
-        {
-            "load": what.format_map(found_[name]),
-            "found": found.format_map(found_[name]),
-            "took": f"{found_[name]['seconds'] / 60:.1f} min",
-        }
-        for name, (what, found) in said.items()
-    ]
-    return plain(lines) + f"\n\nOf {source(section)}."
 
 
 def defects() -> str:
@@ -617,10 +531,10 @@ TABLES: dict[str, Callable[..., str]] = {
     for function in (
         *(speed_summary, speed, goals_summary, sweep),
         *(gradient_accuracy, loss_gradients, wrong_labels),
-        *(instructions, override, loss_memory, fresh_processes),
+        *(instructions, fresh_processes),
         *(static, gpu_variants, gpu_launches, tested_releases),
         *(error_budget, checked_machines, checked_errors),
-        *(origins, sanitizers, fuzzing, load, defects),
+        *(long_checks, defects),
     )
 }
 
