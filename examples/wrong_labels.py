@@ -311,7 +311,8 @@ def _loss_title(rows: pd.DataFrame) -> str:
     """By how much a training ends above the same one by BCEWithLogitsLoss, at worst."""
     losses = {head: mine["final_loss"].to_numpy() for head, mine in rows.groupby("head")}
     by_torch, by_fused = ((losses[head] / losses[LOGITS]).max() for head in (TORCH, FUSED))
-    return f"{TORCH}'s is up to {by_torch:.0f} times\n{LOGITS}'s, {FUSED}'s {by_fused:.1f} times"
+    ratios = f"{by_torch:.0f} times {LOGITS}'s, {FUSED}'s {by_fused:.1f}"
+    return f"{TORCH}'s loss is up to\n{ratios}"
 
 
 def _accuracy_title(rows: pd.DataFrame) -> str:
