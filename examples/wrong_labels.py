@@ -294,8 +294,9 @@ def _draw_seeds(axes: Axes, rows: pd.DataFrame, values: pd.Series) -> None:
         places = [left + 0.16 * seed / max(1, len(mine) - 1) for seed in range(len(mine))]
         how: dict[str, Any] = {"color": COLOURS[head], "marker": MARKERS[head], "label": WAYS[head]}
         axes.plot(places, mine, linestyle="", markersize=4.5, **how)
-    per_precision = len(settings) // len(PRECISIONS)
-    for at in range(1, len(PRECISIONS)):
+    precisions = rows["precision"].nunique()
+    per_precision = len(settings) // precisions
+    for at in range(1, precisions):
         axes.axvline(at * per_precision - 0.5, color=record.GREY, linewidth=0.8)
     # A precision stands once, below the middle of its optimizers.
     middle = per_precision // 2
