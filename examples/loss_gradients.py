@@ -1,36 +1,30 @@
 """The gradient dL/dx of nn.BCELoss after nn.Sigmoid and after FusedSigmoid, and of
 nn.BCEWithLogitsLoss, over x, for the labels 0, 0.1 and 1; the true one is σ(x) - label.
 
-    python -m bench.loss_gradients [--measure] [--output PICTURE.png]
+    python -m examples.loss_gradients [--measure]
 
-The record is docs/figures/loss_gradients.json, from which README.md is filled by bench.figures.
-Depends on torch and on the package when it measures, on matplotlib for the picture, on tabulate for
-the table.
+Depends on torch and on the package to measure, on matplotlib to draw.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
-from bench import record, report
-from bench.wrong_labels import COLOURS, FUSED, HEADS, LOGITS, TORCH
+from examples import record
+from examples.gradient_accuracy import inputs
+from examples.record import COLOURS, FUSED, HEADS, LOGITS, TORCH, WAYS
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-RECORD = Path(__file__).resolve().parent.parent / "docs/figures/loss_gradients.json"
-
+NAME = "loss_gradients"
 LIMIT = 40.0
 LABELS = (0.0, 0.1, 1.0)
-STEP = 0.5  # of the curves: a number of either format up to LIMIT
 FLOAT32_POINTS = 2**17 + 1  # of the largest error; of bfloat16 it is every number
 NUMBERS = {
     "float32": ("float32", "float32"),
@@ -38,26 +32,8 @@ NUMBERS = {
     "bfloat16, loss in float32": ("bfloat16", "float32"),
 }
 DRAWN = ("float32", "bfloat16")
-
-
-@dataclass
-class Row:
-    """One module or loss, for one label, in one way to compute."""
-
-    numbers: str
-    label: float
-    head: str
-    curve: list[float]  # at -LIMIT, -LIMIT + STEP, ...
-    largest: float  # gradient, in size; the true one is at most 1
-    largest_error: float  # absolute
-    # From where on to the right, and to the left, the gradient is off by more than half of the true
-    # one's limit there, 1 - label and -label.
-    lost_right: float | None
-    lost_left: float | None
-
-
-def curve_inputs() -> list[float]:
-    return [-LIMIT + STEP * at for at in range(round(2 * LIMIT / STEP) + 1)]
+STEP = 0.5  # of the curves: numbers of either format up to LIMIT
+DRAWN_INPUTS = [-LIMIT + STEP * at for at in range(round(2 * LIMIT / STEP) + 1)]
 
 
 # --- Measuring ------------------------------------------------------------------------------------
@@ -81,44 +57,31 @@ def gradient(head: str, x: Tensor, label: float, loss_dtype: torch.dtype) -> Ten
     return leaf.grad.double()
 
 
-def inputs(dtype: torch.dtype) -> Tensor:
+def measure(numbers: str, label: float, head: str) -> dict[str, Any]:
+    """One module or loss, for one label, in one way to compute.
+
+    The gradient is lost, to the right and to the left, where it is off by more than half of the
+    true one's limit there, 1 - label and -label, from some x on.
+    """
     import torch
 
-    if dtype == torch.float32:
-        return torch.linspace(-LIMIT, LIMIT, FLOAT32_POINTS)
-    x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    return x[x.abs() <= LIMIT].sort().values
-
-
-def measure() -> list[Row]:
-    import torch
-
-    rows = []
-    for numbers, (dtype_name, loss_dtype_name) in NUMBERS.items():
-        dtype, loss_dtype = getattr(torch, dtype_name), getattr(torch, loss_dtype_name)
-        x, drawn = inputs(dtype), torch.tensor(curve_inputs(), dtype=dtype)
-        for label in LABELS:
-            # The label as the loss gets it: 0.1 is none of the formats' numbers.
-            given = torch.tensor(label, dtype=dtype).double()
-            true = torch.sigmoid(x.double()) - given
-            for head in HEADS:
-                found = gradient(head, x, label, loss_dtype)
-                error = (found - true).abs()
-                curve = gradient(head, drawn, label, loss_dtype).tolist()
-                rows.append(
-                    Row(
-                        numbers,
-                        label,
-                        head,
-                        # Four digits are more than a curve shows.
-                        [float(f"{value:.4g}") for value in curve],
-                        found.abs().max().item(),
-                        error.max().item(),
-                        _lost(x[x > 0], error[x > 0], 1 - label),
-                        _lost(-x[x < 0].flip(0), error[x < 0].flip(0), label),
-                    )
-                )
-    return rows
+    dtype, loss_dtype = (getattr(torch, name) for name in NUMBERS[numbers])
+    x = inputs(dtype, LIMIT, FLOAT32_POINTS)
+    # The label as the loss gets it: 0.1 is none of the formats' numbers.
+    given = torch.tensor(label, dtype=dtype).double()
+    found = gradient(head, x, label, loss_dtype)
+    error = (found - (torch.sigmoid(x.double()) - given)).abs()
+    curve = gradient(head, torch.tensor(DRAWN_INPUTS, dtype=dtype), label, loss_dtype)
+    return {
+        "numbers": numbers,
+        "label": label,
+        "head": head,
+        "curve": [float(f"{value:.4g}") for value in curve],  # at DRAWN_INPUTS
+        "largest": found.abs().max().item(),  # in size; the true one is at most 1
+        "largest_error": error.max().item(),  # absolute
+        "lost_right": _lost(x[x > 0], error[x > 0], 1 - label),
+        "lost_left": _lost(-x[x < 0].flip(0), error[x < 0].flip(0), label),
+    }
 
 
 def _lost(x: Tensor, error: Tensor, limit: float) -> float | None:
@@ -130,105 +93,84 @@ def _lost(x: Tensor, error: Tensor, limit: float) -> float | None:
     return x[first].item() if first < len(x) else None
 
 
-# --- The record -----------------------------------------------------------------------------------
+# --- What the record says -------------------------------------------------------------------------
 
 
-def read() -> tuple[dict[str, Any], list[Row]]:
-    """Where it was measured, and the rows."""
-    return record.read(RECORD, Row)
+def by_label(document: Mapping[str, Any]) -> dict[tuple[str, float], dict[str, Any]]:
+    """The heads' rows for each kind of numbers and label."""
+    found: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in document["rows"]:
+        found.setdefault((row["numbers"], row["label"]), {})[row["head"]] = row
+    return found
 
 
-def markdown() -> str:
-    document, rows = read()
-    made = report.origin_text(document, "python -m bench.loss_gradients --measure")
-    return f"{table(rows)}\n\n{made}"
+def summary(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A line for each kind of numbers and label, in words under its headings."""
+    return [
+        {
+            "numbers": numbers,
+            "label": f"{label:g}",
+            f"{WAYS[TORCH]}: lost from": lost(rows[TORCH]),
+            **{
+                f"largest error: {WAYS[head]}": f"{rows[head]['largest_error']:.2g}"
+                for head in HEADS
+            },
+        }
+        for (numbers, label), rows in by_label(document).items()
+    ]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """For each kind of numbers and label: where nn.Sigmoid's gradient is lost, and the errors."""
-    lines = []
-    for numbers in dict.fromkeys(row.numbers for row in rows):
-        for label in dict.fromkeys(row.label for row in rows):
-            heads = {r.head: r for r in rows if (r.numbers, r.label) == (numbers, label)}
-            lines.append(
-                (
-                    numbers,
-                    f"{label:g}",
-                    _where(heads[TORCH]),
-                    *(_error(heads[head]) for head in HEADS),
-                )
-            )
-    head = (
-        *("numbers", "label", "nn.Sigmoid + BCELoss: lost from"),
-        *("largest error: nn.Sigmoid + BCELoss", "FusedSigmoid + BCELoss", "BCEWithLogitsLoss"),
-    )
-    aligned = ("left", "right", "left", *("right",) * 3)
-    return tabulate(lines, headers=head, tablefmt="pipe", colalign=aligned, disable_numparse=True)
-
-
-def _where(row: Row) -> str:
+def lost(row: Mapping[str, Any]) -> str:
     places = []
-    if row.lost_left is not None:
-        places.append(f"x = -{row.lost_left:.4g} down")
-    if row.lost_right is not None:
-        places.append(f"x = {row.lost_right:.4g} up")
+    if row["lost_left"] is not None:
+        places.append(f"x = -{row['lost_left']:.4g} down")
+    if row["lost_right"] is not None:
+        places.append(f"x = {row['lost_right']:.4g} up")
     return ", ".join(places)
 
 
-def _error(row: Row) -> str:
-    return f"{row.largest_error:.2g}" if math.isfinite(row.largest_error) else "not finite"
-
-
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(document: Mapping[str, Any], path: Path) -> None:
     """A line of panels for each format, a panel for each label."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
     grid = figure.subplots(len(DRAWN), len(LABELS), squeeze=False, sharex=True, sharey=True)
     styles: dict[str, dict[str, Any]] = {
         # The widest first: where all agree, the three are seen through one another.
-        FUSED: {"linewidth": 5, "alpha": 0.45, "label": f"{FUSED} + BCELoss"},
-        TORCH: {"linewidth": 2, "label": f"{TORCH} + BCELoss"},
-        LOGITS: {"linewidth": 1.2, "linestyle": (0, (4, 3)), "color": "black", "label": LOGITS},
+        FUSED: {"linewidth": 5, "alpha": 0.45},
+        TORCH: {"linewidth": 2},
+        LOGITS: {"linewidth": 1.2, "linestyle": (0, (4, 3))},
     }
-    x = curve_inputs()
+    rows_by_label = by_label(document)
     for numbers, line in zip(DRAWN, grid, strict=True):
         for label, axes in zip(LABELS, line, strict=True):
-            heads = {r.head: r for r in rows if (r.numbers, r.label) == (numbers, label)}
+            rows = rows_by_label[numbers, label]
             for head, style in styles.items():
-                axes.plot(x, heads[head].curve, **{"color": COLOURS[head], **style})
-            axes.set_title(f"{numbers}, label {label:g}", fontsize=10.5)
-            axes.set_ylim(-1.15, 1.15)
-            axes.set_xlim(-LIMIT, LIMIT)
+                curve = rows[head]["curve"]
+                axes.plot(DRAWN_INPUTS, curve, color=COLOURS[head], label=WAYS[head], **style)
+            for start, end in (("lost_right", LIMIT), ("lost_left", -LIMIT)):
+                if rows[TORCH][start] is not None:
+                    record.shade(axes, math.copysign(rows[TORCH][start], end), end)
+            title = f"{numbers}, label {label:g}: {TORCH}'s is lost\nfrom {lost(rows[TORCH])}"
+            record.finish(axes, title)
             axes.set_xticks(range(-30, 31, 15))
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel("dL/dx")
+    axes.set(xlim=(-LIMIT, LIMIT), ylim=(-1.15, 1.15))
     for axes in grid[-1]:
         axes.set_xlabel("x")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("Gradient of the binary cross-entropy", fontsize=12)
+    record.finish_figure(figure, f"The gradient of {WAYS[FUSED]} is that of {LOGITS}, σ(x) - label")
     record.save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    chosen = record.parse(
-        *(
-            arguments,
-            "bench.loss_gradients",
-            "The gradient of binary cross-entropy by three sigmoids and losses.",
-        ),
-        *("measure", RECORD),
-    )
-    if chosen.measure:
-        record.write(RECORD, measure())
-        print(f"wrote {RECORD}")
-    _, rows = read()
-    print(table(rows))
-    if chosen.output:
-        draw(rows, chosen.output)
-        print(f"wrote {chosen.output}")
+    options = record.parser(NAME, __doc__).parse_args(arguments)
+    if options.measure:
+        cells = [
+            (numbers, label, head) for numbers in NUMBERS for label in LABELS for head in HEADS
+        ]
+        record.write(options.record, NAME, rows=[measure(*cell) for cell in cells])
+    else:
+        draw(record.read(options.record), options.picture)
     return 0
 
 

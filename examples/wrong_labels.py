@@ -1,34 +1,32 @@
 """Binary classifiers trained with a few wrong labels, by nn.Sigmoid and by FusedSigmoid with
 nn.BCELoss, and by nn.BCEWithLogitsLoss, from the same weights on the same batches.
 
-    python -m bench.wrong_labels [--measure] [--output PICTURE.png]
+    python -m examples.wrong_labels [--measure]
 
-The record is docs/figures/wrong_labels.json, from which docs/company.md is filled by bench.figures.
-Depends on torch and on the package when it measures, on matplotlib for the picture, on tabulate for
-the table.
+Depends on pandas; on torch and on the package to measure, on matplotlib to draw.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tabulate import tabulate
+import pandas as pd
 
-from bench import record, report
+from examples import record
+from examples.record import COLOURS, FUSED, HEADS, LOGITS, TORCH, WAYS
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.axes import Axes
     from torch import Tensor, nn
 
-RECORD = Path(__file__).resolve().parent.parent / "docs/figures/wrong_labels.json"
-
+NAME = "wrong_labels"
 SEEDS = 5
 FEATURES, TRAINING_CASES, TEST_CASES, BATCH = 20, 512, 1024, 64
 WRONG = 0.02  # the share of the training labels
@@ -40,15 +38,7 @@ HALF_DISTANCE = 3.0
 # to this factor, as lengths beside areas do.
 OFFSET, UNITS = 4.0, 30.0
 HIDDEN = 32
-
-PRECISIONS = {
-    "float32": "float32",
-    "bfloat16": "bfloat16",
-    "autocast": "autocast to bfloat16, loss in float32",
-}
-TORCH, FUSED, LOGITS = "nn.Sigmoid", "FusedSigmoid", "BCEWithLogitsLoss"
-HEADS = (TORCH, FUSED, LOGITS)
-COLOURS = {TORCH: "#c0392b", FUSED: "#1f6fb4", LOGITS: "#777777"}
+PRECISIONS = ("float32", "bfloat16", "autocast")  # to bfloat16, with the loss in float32
 MARKERS = {TORCH: "x", FUSED: "o", LOGITS: "+"}
 
 # Of the largest gradient norm, relative, and of the accuracy of the worst seed: six test cases. Two
@@ -71,35 +61,23 @@ PROBLEMS = (
     Problem("network, as measured", True, False, {"SGD": 1e-3, "Adam": 1e-2, "AdamW": 1e-2}),
     Problem("network, standardised", True, True, {"SGD": 1e-1, "Adam": 1e-2, "AdamW": 1e-2}),
 )
+SETTING = ["problem", "precision", "optimizer"]
 
 
-@dataclass
-class Row:
-    """What became of one way to train; a figure for each seed."""
+class Outcome(NamedTuple):
+    """Of one training; a row of the record holds a list of each, a number for each seed."""
 
-    problem: str
-    precision: str
-    optimizer: str
-    head: str
-    largest_gradient_norm: list[float]
-    largest_wrong_logit: list[float]  # how far a case of a batch was on the wrong side of its label
-    final_loss: list[float]  # of the training labels, wrong ones included, in float64 from logits
-    accuracy: list[float]  # on test cases, which have right labels
+    largest_gradient_norm: float
+    largest_wrong_logit: float  # how far a case of a batch was on the wrong side of its label
+    final_loss: float  # of the training labels, wrong ones included, in float64 from logits
+    accuracy: float  # on test cases, which have right labels
 
 
 # --- Measuring ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cases:
-    features: Tensor
-    labels: Tensor
-    test_features: Tensor
-    test_labels: Tensor
-
-
-def cases(problem: Problem, seed: int) -> Cases:
-    """Two round clouds; of the training labels a few are turned."""
+def cases(problem: Problem, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two round clouds: features and labels to train, a few of them turned, and to test."""
     import torch
 
     random = torch.Generator().manual_seed(seed)
@@ -118,7 +96,7 @@ def cases(problem: Problem, seed: int) -> Cases:
     test_features, test_labels = draw(TEST_CASES)
     wrong = torch.randperm(TRAINING_CASES, generator=random)[: round(WRONG * TRAINING_CASES)]
     labels[wrong] = 1 - labels[wrong]
-    return Cases(features, labels, test_features, test_labels)
+    return features, labels, test_features, test_labels
 
 
 def model(problem: Problem, seed: int) -> nn.Module:
@@ -132,44 +110,40 @@ def model(problem: Problem, seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
 
 
-def head(name: str) -> tuple[nn.Module, nn.Module]:
-    """What follows the logit, and the loss."""
+def output_and_loss(head: str) -> tuple[nn.Module, nn.Module]:
     from torch import nn
 
     from fused_sigmoid import FusedSigmoid
 
-    if name == LOGITS:
+    if head == LOGITS:
         return nn.Identity(), nn.BCEWithLogitsLoss()
-    return nn.Sigmoid() if name == TORCH else FusedSigmoid(), nn.BCELoss()
+    return nn.Sigmoid() if head == TORCH else FusedSigmoid(), nn.BCELoss()
 
 
 def optimizer(name: str, parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     from torch import optim
 
-    if name == "SGD":
-        return optim.SGD(parameters, rate, momentum=0.9)
-    return (optim.Adam if name == "Adam" else optim.AdamW)(parameters, rate)
+    momentum = {"momentum": 0.9} if name == "SGD" else {}
+    found: torch.optim.Optimizer = getattr(optim, name)(parameters, rate, **momentum)
+    return found
 
 
 def train(
-    problem: Problem, precision: str, optimizer_name: str, head_name: str, seed: int, epochs: int
-) -> tuple[float, float, float, float]:
-    """The four figures of a row, for one seed."""
+    problem: Problem, precision: str, optimizer_name: str, head: str, seed: int, epochs: int
+) -> Outcome:
     import torch
 
-    given = cases(problem, seed)
-    layers = model(problem, seed)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    layers.to(dtype)
+    given, labels, test, test_labels = cases(problem, seed)
+    features, layers = given.to(dtype), model(problem, seed).to(dtype)
 
     def autocast() -> Any:
         return torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext()
 
-    output, criterion = head(head_name)
+    output, criterion = output_and_loss(head)
     parameters = list(layers.parameters())
     chosen = optimizer(optimizer_name, parameters, problem.rates[optimizer_name])
     batches = torch.Generator().manual_seed(seed)
-    features, labels = given.features.to(dtype), given.labels.to(dtype)
     largest_norm = largest_logit = torch.zeros((), dtype=torch.float64)
     for _ in range(epochs):
         for batch in torch.randperm(TRAINING_CASES, generator=batches).split(BATCH):
@@ -177,7 +151,7 @@ def train(
                 logits = layers(features[batch])
                 outputs = output(logits)
             # Autocast leaves a loss to float32, as BCELoss would refuse to run inside it.
-            loss = criterion(outputs.to(dtype), labels[batch])
+            loss = criterion(outputs.to(dtype), labels[batch].to(dtype))
             chosen.zero_grad()
             loss.backward()
             squares = [parameter.grad.double().square().sum() for parameter in parameters]
@@ -186,103 +160,101 @@ def train(
             largest_logit = torch.maximum(largest_logit, wrong.max())
             chosen.step()
     with torch.no_grad(), autocast():
-        logits = layers(features).double()
-        test_logits = layers(given.test_features.to(dtype)).double()
-    final = torch.nn.functional.binary_cross_entropy_with_logits(logits, given.labels.double())
-    right = (test_logits > 0) == (given.test_labels > 0.5)
-    return largest_norm.item(), largest_logit.item(), final.item(), right.double().mean().item()
+        logits, test_logits = layers(features).double(), layers(test.to(dtype)).double()
+    final = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double())
+    right = (test_logits > 0) == (test_labels > 0.5)
+    figures = largest_norm, largest_logit, final, right.double().mean()
+    return Outcome(*(figure.item() for figure in figures))
 
 
 def measure(
     problems: Sequence[Problem] = PROBLEMS, seeds: int = SEEDS, epochs: int = EPOCHS
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """Every way to train; on one thread, since layers this small gain nothing from a second."""
     import torch
 
+    rows: list[dict[str, Any]] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [
-            Row(problem.name, precision, name, head_name, *map(list, zip(*found, strict=True)))
-            for problem in problems
-            for precision in PRECISIONS
-            for name in problem.rates
-            for head_name in HEADS
-            for found in [
-                [train(problem, precision, name, head_name, k, epochs) for k in range(seeds)]
-            ]
-        ]
+        for problem in problems:
+            for names in product(PRECISIONS, problem.rates, HEADS):
+                found = [train(problem, *names, seed, epochs) for seed in range(seeds)]
+                row = dict(zip((*SETTING, "head"), (problem.name, *names), strict=True))
+                rows.append(row | dict(zip(Outcome._fields, zip(*found, strict=True), strict=True)))
     finally:
         torch.set_num_threads(threads)
+    return rows
 
 
-# --- The record -----------------------------------------------------------------------------------
+# --- What the record says -------------------------------------------------------------------------
 
 
-def read() -> tuple[dict[str, Any], list[Row]]:
-    """Where it was measured, and the rows."""
-    return record.read(RECORD, Row)
+def trainings(document: Mapping[str, Any]) -> pd.DataFrame:
+    """A line for each setting, head and seed."""
+    figures = list(Outcome._fields)
+    return pd.DataFrame(document["rows"]).explode(figures).astype(dict.fromkeys(figures, float))
 
 
-def by_training(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[str, Row]]:
-    """The heads of each problem, precision and optimizer."""
-    found: dict[tuple[str, str, str], dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault((row.problem, row.precision, row.optimizer), {})[row.head] = row
-    return found
-
-
-def failures(rows: Sequence[Row]) -> list[str]:
+def failures(document: Mapping[str, Any]) -> list[str]:
     """Where FusedSigmoid did not come out as BCEWithLogitsLoss did, in words."""
     found = []
-    for place, heads in by_training(rows).items():
-        where = ", ".join(place)
-        norms = {name: max(row.largest_gradient_norm) for name, row in heads.items()}
-        if not norms[FUSED] <= (1 + NORM_MARGIN) * norms[LOGITS]:
-            found.append(f"{where}: gradient norm {norms[FUSED]:.3g}, {norms[LOGITS]:.3g}")
-        worst = {name: min(row.accuracy) for name, row in heads.items()}
-        if not worst[FUSED] >= worst[LOGITS] - ACCURACY_MARGIN:
-            found.append(f"{where}: accuracy {worst[FUSED]:.3f}, {worst[LOGITS]:.3f}")
+    every = trainings(document)
+    for setting, mine in every[every["head"] != TORCH].groupby(SETTING, sort=False):
+        where, heads = ", ".join(setting), mine.groupby("head")
+        norm, accuracy = heads["largest_gradient_norm"].max(), heads["accuracy"].min()
+        if mine.isna().any(axis=None):
+            found.append(f"{where}: a figure is no number")
+        elif norm[FUSED] > (1 + NORM_MARGIN) * norm[LOGITS]:
+            found.append(f"{where}: gradient norm {norm[FUSED]:.3g}, {norm[LOGITS]:.3g}")
+        elif accuracy[FUSED] < accuracy[LOGITS] - ACCURACY_MARGIN:
+            found.append(f"{where}: accuracy {accuracy[FUSED]:.3f}, {accuracy[LOGITS]:.3f}")
     return found
 
 
-def markdown() -> str:
-    document, rows = read()
-    made = report.origin_text(document, "python -m bench.wrong_labels --measure")
-    return f"{table(rows)}\n\n{made}"
-
-
-def table(rows: Sequence[Row]) -> str:
-    """A line for each training, three numbers a cell: of the heads in the order of HEADS."""
-
-    def cell(heads: Mapping[str, Row], figure: Callable[[Row], str]) -> str:
-        return " / ".join(figure(heads[name]) for name in HEADS)
-
-    lines = [
-        (
-            problem,
-            precision,
-            name,
-            cell(heads, lambda row: _short(max(row.largest_wrong_logit))),
-            cell(heads, lambda row: _short(max(row.largest_gradient_norm))),
-            cell(heads, lambda row: _short(_mean(row.final_loss))),
-            cell(heads, lambda row: _short(max(row.final_loss))),
-            cell(heads, lambda row: f"{100 * _mean(row.accuracy):.1f}"),
-            cell(heads, lambda row: f"{100 * min(row.accuracy):.1f}"),
-        )
-        for (problem, precision, name), heads in by_training(rows).items()
-    ]
-    head = (
-        *("classifier and features", "numbers", "optimizer", "farthest wrong logit"),
-        *("largest gradient norm", "final loss, mean", "worst seed"),
-        *("accuracy (%), mean", "worst seed"),
+def summary(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A line for each setting, three numbers a cell: of the heads in the order of HEADS."""
+    by_head = trainings(document).groupby([*SETTING, "head"], sort=False)
+    accuracy = 100 * by_head["accuracy"].agg(["mean", "min"])
+    cells = pd.DataFrame(
+        {
+            "farthest wrong logit": by_head["largest_wrong_logit"].max().map(_short),
+            "largest gradient norm": by_head["largest_gradient_norm"].max().map(_short),
+            "final loss, mean": by_head["final_loss"].mean().map(_short),
+            "final loss, worst seed": by_head["final_loss"].max().map(_short),
+            "accuracy (%), mean": accuracy["mean"].map("{:.1f}".format),
+            "accuracy (%), worst seed": accuracy["min"].map("{:.1f}".format),
+        }
     )
-    aligned = ("left",) * 3 + ("right",) * 6
-    return tabulate(lines, headers=head, tablefmt="pipe", colalign=aligned, disable_numparse=True)
+    return _lines(cells.groupby(SETTING, sort=False).agg(" / ".join))
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def short_summary(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A line for each problem and precision, over its optimizers and seeds."""
+    by_head = trainings(document).groupby([*SETTING[:2], "head"], sort=False)
+    cells = {
+        "every case called the same": by_head["accuracy"].agg(stuck),
+        "largest final loss": by_head["final_loss"].max().map(_short),
+    }
+    return _lines(
+        pd.DataFrame(
+            {
+                f"{WAYS[head]}: {name}": column.xs(head, level="head")
+                for name, column in cells.items()
+                for head in HEADS
+            }
+        )
+    )
+
+
+def stuck(accuracies: pd.Series) -> str:
+    """The trainings after which every test case is called the same: half are of each class."""
+    return f"{(accuracies == 0.5).sum()} of {len(accuracies)}"
+
+
+def _lines(table: pd.DataFrame) -> list[dict[str, str]]:
+    named = {"problem": "classifier and features", "precision": "numbers"}
+    return table.reset_index().rename(columns=named).to_dict("records")
 
 
 def _short(value: float) -> str:
@@ -290,77 +262,77 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if 100 <= value < 1e5 else f"{value:.3g}"
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(document: Mapping[str, Any], path: Path) -> None:
     """A line of panels for each problem: final loss and accuracy, a point for each seed."""
     from matplotlib.figure import Figure
 
-    problems = list(dict.fromkeys(row.problem for row in rows))
-    groups = list(dict.fromkeys((row.precision, row.optimizer) for row in rows))
-    figure = Figure(figsize=(12.5, 2.6 * len(problems) + 1), layout="constrained")
+    problems = trainings(document).groupby("problem", sort=False)
+    figure = Figure(figsize=(10, 2.5 * len(problems) + 0.6), layout="constrained")
     grid = figure.subplots(len(problems), 2, squeeze=False, sharex=True)
-    for problem, line in zip(problems, grid, strict=True):
-        for row in (row for row in rows if row.problem == problem):
-            middle = groups.index((row.precision, row.optimizer))
-            # Seeds side by side, heads in three columns: equal results would hide one another.
-            left = middle + 0.27 * (HEADS.index(row.head) - 1) - 0.08
-            places = [left + 0.16 * seed / max(1, SEEDS - 1) for seed in range(len(row.accuracy))]
-            how = {
-                "color": COLOURS[row.head],
-                "marker": MARKERS[row.head],
-                "linestyle": "",
-                "markersize": 4.5,
-                "label": row.head if row.head == LOGITS else f"{row.head} + BCELoss",
-            }
-            line[0].plot(places, row.final_loss, **how)
-            line[1].plot(places, [100 * value for value in row.accuracy], **how)
-        line[0].set_yscale("log")
-        line[0].set_title(f"{problem}: final loss", fontsize=10.5)
-        line[1].set_title(f"{problem}: accuracy on right labels, %", fontsize=10.5)
-        for axes in line:
-            axes.grid(axis="y", alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            for at, (before, after) in enumerate(pairwise(groups)):
-                if before[0] != after[0]:
-                    axes.axvline(at + 0.5, color="#999999", linewidth=0.8)
-    for axes in grid[-1]:
-        axes.set_xlim(-0.5, len(groups) - 0.5)
-        # A precision stands once, below the middle of its optimizers.
-        names = []
-        for at, (precision, name) in enumerate(groups):
-            mine = [place for place, group in enumerate(groups) if group[0] == precision]
-            names.append(f"{name}\n{precision}" if at == mine[len(mine) // 2] else name)
-        axes.set_xticks(range(len(groups)), names, fontsize=9)
-    labels: dict[str, Any] = {}
-    for handle, label in zip(*grid[0][0].get_legend_handles_labels(), strict=True):
-        labels.setdefault(label, handle)
-    figure.suptitle(
-        f"Trained with {100 * WRONG:.0f} % wrong labels: {SEEDS} seeds side by side", fontsize=12
-    )
-    figure.legend(
-        labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False
-    )
+    for (problem, mine), (losses, accuracies) in zip(problems, grid, strict=True):
+        _draw_seeds(losses, mine, mine["final_loss"])
+        losses.set_yscale("log")
+        losses.set_ylabel("final loss")
+        record.finish(losses, f"{problem.capitalize()}: {_loss_title(mine)}")
+        _draw_seeds(accuracies, mine, 100 * mine["accuracy"])
+        accuracies.set_ylabel("right test cases, %")
+        record.finish(accuracies, f"{problem.capitalize()}: {_accuracy_title(mine)}")
+        for axes in (losses, accuracies):
+            axes.grid(visible=False, axis="x")
+    title = f"Trained with {100 * WRONG:.0f} % wrong labels: {SEEDS} seeds side by side"
+    record.finish_figure(figure, title)
     record.save(figure, path)
 
 
+def _draw_seeds(axes: Axes, rows: pd.DataFrame, values: pd.Series) -> None:
+    settings = list(dict.fromkeys(zip(rows["precision"], rows["optimizer"], strict=True)))
+    for (*setting, head), mine in values.groupby(
+        [rows["precision"], rows["optimizer"], rows["head"]], sort=False
+    ):
+        # Seeds side by side, heads in three columns: equal results would hide one another.
+        left = settings.index(tuple(setting)) + 0.27 * HEADS.index(head) - 0.35
+        places = [left + 0.16 * seed / max(1, len(mine) - 1) for seed in range(len(mine))]
+        how: dict[str, Any] = {"color": COLOURS[head], "marker": MARKERS[head], "label": WAYS[head]}
+        axes.plot(places, mine, linestyle="", markersize=4.5, **how)
+    precisions = rows["precision"].nunique()
+    per_precision = len(settings) // precisions
+    for at in range(1, precisions):
+        axes.axvline(at * per_precision - 0.5, color=record.GREY, linewidth=0.8)
+    # A precision stands once, below the middle of its optimizers.
+    middle = per_precision // 2
+    names = [
+        f"{name}\n{precision}" if at % per_precision == middle else name
+        for at, (precision, name) in enumerate(settings)
+    ]
+    axes.set_xticks(range(len(settings)), names, fontsize=9)
+    axes.set_xlim(-0.5, len(settings) - 0.5)
+
+
+def _loss_title(rows: pd.DataFrame) -> str:
+    """By how much a training ends above the same one by BCEWithLogitsLoss, at worst."""
+    losses = {head: mine["final_loss"].to_numpy() for head, mine in rows.groupby("head")}
+    by_torch, by_fused = ((losses[head] / losses[LOGITS]).max() for head in (TORCH, FUSED))
+    ratios = f"{by_torch:.0f} times {LOGITS}'s, {FUSED}'s {by_fused:.1f}"
+    return f"{TORCH}'s loss is up to\n{ratios}"
+
+
+def _accuracy_title(rows: pd.DataFrame) -> str:
+    by_torch = rows["accuracy"][rows["head"] == TORCH]
+    if (by_torch == 0.5).any():
+        return f"{TORCH} calls every\ncase the same in {stuck(by_torch)} trainings"
+    least, most = 100 * rows["accuracy"].min(), 100 * rows["accuracy"].max()
+    return f"all trainings\nare right in {least:.1f} to {most:.1f} % of the cases"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    chosen = record.parse(
-        *(
-            arguments,
-            "bench.wrong_labels",
-            "Train classifiers with a few wrong labels by three sigmoids and losses.",
-        ),
-        *("train", RECORD),
-    )
-    if chosen.measure:
-        record.write(RECORD, measure())
-        print(f"wrote {RECORD}")
-    _, rows = read()
-    print(table(rows))
-    if chosen.output:
-        draw(rows, chosen.output)
-        print(f"wrote {chosen.output}")
-    # The record is drawn and tabled whatever it holds; a test reads it for these.
-    found = failures(rows) if chosen.measure else []
+    options = record.parser(NAME, __doc__).parse_args(arguments)
+    if not options.measure:
+        draw(record.read(options.record), options.picture)
+        return 0
+    rows = measure()
+    record.write(options.record, NAME, rows=rows)
+    # The record is written whatever it holds; a test reads it for these.
+    found = failures({"rows": rows})
     for failure in found:
         print(f"FAILED, FusedSigmoid beside BCEWithLogitsLoss: {failure}", file=sys.stderr)
     return 1 if found else 0
