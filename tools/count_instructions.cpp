@@ -1,7 +1,7 @@
 // Counts the instructions that each CPU kernel executes, by stepping through them one at a time:
 // exact, whatever the machine is busy with, and for every instruction set that the CPU runs. Prints
 // a line for each kernel: instruction set, work, dtype, memory, elements, instructions. Depends on
-// the kernels alone; Linux only. Built and read by bench/instructions.py.
+// the kernels alone; Linux only. Built and read by tools/instructions.py.
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
