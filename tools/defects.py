@@ -47,18 +47,10 @@ def planned() -> list[Defect]:
     ]
 
 
-def copy_checkout(folder: Path) -> None:
-    """The checkout's files, and its built extension."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    names = {name for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
-    names |= {str(path.relative_to(ROOT)) for path in ROOT.glob("fused_sigmoid/*.so")}
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
-
-
 def plant(defect: Defect, folder: Path) -> None:
+    """In a copy of the checkout and of its built extension."""
+    others = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=others, dirs_exist_ok=True)
     file = folder / defect.file
     text = file.read_text(encoding="utf-8")
     if text.count(defect.old) != 1:
@@ -72,7 +64,6 @@ def plant(defect: Defect, folder: Path) -> None:
 def caught(defect: Defect) -> str | None:
     """What the check says of the defect, or None if it passes."""
     with tempfile.TemporaryDirectory() as folder:
-        copy_checkout(Path(folder))
         plant(defect, Path(folder))
         process = subprocess.run(
             [sys.executable, "-m", *shlex.split(defect.check)],
@@ -92,12 +83,15 @@ def caught(defect: Defect) -> str | None:
     return said[0]
 
 
-def write(planted: list[dict[str, str]]) -> None:
+def write(messages: dict[str, str | None]) -> None:
     """Of defects that were not planted this time, what was found before is kept."""
-    sections = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    before = sections.get("defects", {}).get("figures", {}).get("planted", [])
-    found = {each["defect"]: each for each in [*before, *planted]}
-    ordered = [found[defect.name] for defect in planned() if defect.name in found]
+    before = json.loads(RECORD.read_text(encoding="utf-8"))["defects"]["figures"]["planted"]
+    found = {each["defect"]: each for each in before}
+    for name, file, check in ((each.name, each.file, each.check) for each in planned()):
+        if name in messages:
+            entry = {"defect": name, "file": file, "check": check, "message": messages[name]}
+            found[name] = entry
+    ordered = [found[each.name] for each in planned() if each.name in found]
     results.record_section(RECORD, "defects", {"planted": ordered})
 
 
@@ -108,27 +102,15 @@ def main() -> None:
     parser.add_argument("--only", metavar="WORDS", default="", help="whose name holds these words")
     parser.add_argument("--write", action="store_true", help=f"record in {RECORD.name}")
     chosen = parser.parse_args()
-    planted, unseen = [], []
+    messages: dict[str, str | None] = {}
     for defect in planned():
-        if chosen.only not in defect.name:
-            continue
-        message = caught(defect)
-        print(f"{defect.name}: {message or 'NOT SEEN'}", flush=True)
-        if message is None:
-            unseen.append(defect.name)
-        else:
-            planted.append(
-                {
-                    "defect": defect.name,
-                    "file": defect.file,
-                    "check": defect.check,
-                    "message": message,
-                }
-            )
-    if unseen:
+        if chosen.only in defect.name:
+            messages[defect.name] = caught(defect)
+            print(f"{defect.name}: {messages[defect.name] or 'NOT SEEN'}", flush=True)
+    if unseen := [name for name, message in messages.items() if message is None]:
         raise SystemExit(f"no check saw: {', '.join(unseen)}")
     if chosen.write:
-        write(planted)
+        write(messages)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ and brings the disassembler. The bounds are arithmetic on counts and data sheets
 
     python -m tools.static [--write]        `python -m bench --static` shows the same
 
-Depends on the kernels, on Triton and pandas.
+Depends on the kernels, on Triton and tabulate.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 import triton
+from tabulate import tabulate
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench import results
 from fused_sigmoid.triton.elementwise import BLOCKS, KERNELS, LAUNCH_OPTIONS, Layout
 
+FOLDER = Path(__file__).resolve().parents[1] / "bench/results"
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 MOST_TENSORS = 3
 # What is read in rows as well, 16 bytes or an element at a time, by the architecture that was
@@ -50,8 +49,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """One GPU of a compute capability, from its data sheet; lanes a clock and multiprocessor from
     the table of arithmetic throughput in NVIDIA's CUDA programming guide."""
 
@@ -222,17 +220,17 @@ def every_code() -> Iterator[dict[str, Any]]:
 
 def table(codes: Sequence[dict[str, Any]]) -> str:
     """What decides, by the architecture that was measured."""
-    found = pd.DataFrame(code for code in codes if code["capability"] == MEASURED)
-    columns = {
-        "instructions": found["total"].map("{:.1f}".format),
-        "registers": found["registers"],
-        "warps": found["warps"],
-        "KiB in flight": found["loads_in_flight"] // 1024,
-        "bandwidth, ps": (found["bandwidth_seconds"] * 1e12).map("{:.2f}".format),
-        "arithmetic, ps": (found["arithmetic_seconds"] * 1e12).map("{:.2f}".format),
-        "bound": found["bound"],
-    }
-    return found[["kernel", "dtype"]].assign(**columns).to_string(index=False)
+    shown = ("kernel", "dtype", "total", "registers", "warps", "bound")
+    lines = [
+        {
+            **{name: code[name] for name in shown},
+            "KiB in flight": code["loads_in_flight"] / 1024,
+            "arithmetic / bandwidth": code["arithmetic_seconds"] / code["bandwidth_seconds"],
+        }
+        for code in codes
+        if code["capability"] == MEASURED
+    ]
+    return tabulate(lines, headers="keys", floatfmt=("", "", ".1f", "", "", "", ".0f", ".2f"))
 
 
 def run(folder: Path | None) -> str:
@@ -243,7 +241,7 @@ def run(folder: Path | None) -> str:
         document = {
             "triton": triton.__version__,
             "elements_of_a_thread": {dtype: elements(dtype) for dtype in DTYPES},
-            "architectures": {name: asdict(gpu) for name, gpu in ARCHITECTURES.items()},
+            "architectures": {name: gpu._asdict() for name, gpu in ARCHITECTURES.items()},
             "kernels": codes,
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -258,7 +256,7 @@ def main() -> None:
         prog="python -m tools.static", description="What the GPU kernels compile to."
     )
     parser.add_argument("--write", action="store_true", help="record it in static.json")
-    print(run(results.FOLDER if parser.parse_args().write else None))
+    print(run(FOLDER if parser.parse_args().write else None))
 
 
 if __name__ == "__main__":
