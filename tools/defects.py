@@ -85,12 +85,16 @@ def caught(defect: Defect) -> str | None:
 
 def write(messages: dict[str, str | None]) -> None:
     """Of defects that were not planted this time, what was found before is kept."""
-    before = json.loads(RECORD.read_text(encoding="utf-8"))["defects"]["figures"]["planted"]
-    found = {each["defect"]: each for each in before}
-    for name, file, check in ((each.name, each.file, each.check) for each in planned()):
-        if name in messages:
-            entry = {"defect": name, "file": file, "check": check, "message": messages[name]}
-            found[name] = entry
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    found = {each["defect"]: each for each in record["defects"]["figures"]["planted"]}
+    for each in planned():
+        if each.name in messages:
+            found[each.name] = {
+                "defect": each.name,
+                "file": each.file,
+                "check": each.check,
+                "message": messages[each.name],
+            }
     ordered = [found[each.name] for each in planned() if each.name in found]
     results.record_section(RECORD, "defects", {"planted": ordered})
 
