@@ -141,9 +141,10 @@ def test_what_is_compared_lies_as_it_says(dtype: torch.dtype) -> None:
     for pair in seen.values():
         assert pair[0].shape == pair[1].shape
         for tensor in pair:
-            moved = _on_device(tensor, "cpu")
-            assert torch.equal(moved, tensor)
+            moved = _on_device(tensor, "meta")
             assert moved.stride() == tensor.stride()
+            assert moved.storage_offset() == tensor.storage_offset()
+            assert moved.untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
     halves = [pair[1] for what, pair in seen.items() if "halves" in what and pair[1].shape[1] > 1]
     assert not any(input.is_contiguous() for input in halves)
 

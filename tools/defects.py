@@ -41,10 +41,9 @@ class Defect:
 def planned() -> list[Defect]:
     """Texts of several lines are lists of them."""
     listed = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return [
-        Defect(**{key: "\n".join(x) if isinstance(x, list) else x for key, x in each.items()})
-        for each in listed
-    ]
+    for each in listed:
+        each |= {key: "\n".join(text) for key, text in each.items() if isinstance(text, list)}
+    return [Defect(**each) for each in listed]
 
 
 def plant(defect: Defect, folder: Path) -> None:

@@ -19,6 +19,11 @@ HEADER = """\
 """
 # The package itself, and what makes the environment.
 LEFT_OUT = {"fused-sigmoid", "pip"}
+UNKNOWN = "not stated"
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def licence(found: metadata.PackageMetadata) -> str:
@@ -28,14 +33,15 @@ def licence(found: metadata.PackageMetadata) -> str:
         for entry in found.get_all("Classifier", [])
         if entry.startswith("License :: ") and not entry.endswith("OSI Approved")
     ]
-    field = (found.get("License") or "").strip().partition("\n")[0][:60]
-    return found.get("License-Expression") or ", ".join(kinds) or field or "not stated"
+    field = "".join(found.get_all("License", [])).strip().partition("\n")[0][:60]
+    expression = "".join(found.get_all("License-Expression", []))
+    return expression or ", ".join(kinds) or field or UNKNOWN
 
 
 def lock() -> str:
     lines = {}
     for distribution in metadata.distributions():
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+        name = canonical(distribution.metadata["Name"])
         # A local version, such as torch's +cpu, is of one index alone.
         version = distribution.version.partition("+")[0]
         lines[name] = f"{name}=={version}  # {licence(distribution.metadata)}\n"

@@ -155,6 +155,7 @@ def bounds_of_t(dtype: str) -> dict[str, float]:
 def bounds(dtype: str) -> dict[str, Errors]:
     """Of 1 - t, t's errors count half at most, t being below 1/2. Of σ' = t (1 - t) the relative
     error is at most t's."""
+    found: dict[str, tuple[float | None, ...]]
     found = {name: (bound, bound / 2, bound) for name, bound in bounds_of_t(dtype).items()}
     # To nearest: half an ulp of t, but a relative error of up to one unit.
     found[QUOTIENT] = (0.5, 0.25, 1.0)

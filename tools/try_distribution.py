@@ -52,14 +52,14 @@ def check_contents(archive: Path) -> None:
     wanted = files("fused_sigmoid", ".py", "py.typed")
     if archive.suffix == ".whl":
         found = set(zipfile.ZipFile(archive).namelist())
-        made = (".dist-info/", EXTENSION)
+        made = [".dist-info/", EXTENSION]
         built = [name for name in found if name.startswith(EXTENSION)]
         assert len(built) == 1, f"{archive.name} holds extensions of other builds: {built}"
         assert any(name.endswith("LICENSE") for name in found)
     else:
         with tarfile.open(archive) as file:  # below one leading folder
             found = {each.name.partition("/")[2] for each in file if not each.isdir()}
-        made = (".egg-info/", "PKG-INFO", "setup.cfg")
+        made = [".egg-info/", "PKG-INFO", "setup.cfg"]
         wanted |= files("csrc", ".h", ".cpp", ".py")
         wanted |= {"setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
     others = {name for name in found - wanted if not any(part in name for part in made)}
