@@ -179,3 +179,21 @@ def write_record(path: Path, command: str, **content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {**machine.origin(), "command": command, **content}
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def record_section(path: Path, section: str, figures: dict[str, Any]) -> None:
+    """Keeps the figures of one check in the file, beside those of the others."""
+    from bench import machine
+
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    document[section] = {
+        "date": machine.origin()["date"],
+        **machine.commit(),
+        "cpu": machine.device_name("cpu"),
+        "logical_cpus": machine.describe("cpu")["logical_cpus"],
+        "versions": machine.versions(("torch", "triton", "hypothesis")),
+        "figures": figures,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = {name: document[name] for name in sorted(document)}
+    path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")

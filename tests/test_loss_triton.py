@@ -25,7 +25,7 @@ from tests import private_kernels
 
 triton = pytest.importorskip("triton")
 interpreted = importlib.import_module("tests.test_triton_interpreter")
-static = importlib.import_module("bench.static")
+static = importlib.import_module("tools.static")
 
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

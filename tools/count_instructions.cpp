@@ -1,7 +1,7 @@
 // Counts the instructions that each CPU kernel executes, by stepping through them one at a time:
 // exact, whatever the machine is busy with, and for every instruction set that the CPU runs. Prints
 // a line for each kernel: instruction set, work, dtype, memory, elements, instructions. Depends on
-// the kernels alone; Linux only. Built and read by bench/instructions.py.
+// the kernels alone; Linux only. Built and read by tools/instructions.py.
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
@@ -27,28 +27,16 @@ struct Lengths {
 };
 constexpr Lengths vectors{256, 512}, single_elements{16, 32}, strided{512, 1024};
 
-struct Operands {
-  std::vector<std::vector<char>> memory;
-  std::vector<char*> data;
-  std::vector<int64_t> strides;
-
-  // Zeros: ordinary inputs in each dtype, on which the portable conversions always branch alike.
-  Operands(Work work, size_t dtype, int64_t step, int64_t count) {
-    for (size_t i = 0; i < operands_of(work); ++i) {
-      memory.emplace_back(static_cast<size_t>(count * step * bytes[dtype]) + 64);
-      const uintptr_t begin = reinterpret_cast<uintptr_t>(memory.back().data());
-      data.push_back(reinterpret_cast<char*>((begin + 63) & ~uintptr_t{63}));
-      strides.push_back(step * bytes[dtype]);
-    }
-    strides.resize(2 * strides.size());
-  }
-};
+// Zeros: ordinary inputs in each dtype, on which the portable conversions always branch alike.
+alignas(64) char memory[3][2 * strided.many * sizeof(double)];
+char* const data[] = {memory[0], memory[1], memory[2]};
 
 // A traced child stops before and after the kernel; between the two the parent steps and counts.
-long steps(Kernel kernel, Work work, int64_t item, Operands& operands, int64_t count) {
+long steps(Kernel kernel, Work work, int64_t item, int64_t step, int64_t count) {
+  std::vector<int64_t> strides(2 * operands_of(work), step * item);
   const auto run = [&] {
-    if (operands.strides[0] == item) return kernel(operands.data.data(), count);
-    run_strided(kernel, work, item, operands.data.data(), operands.strides.data(), count, 1);
+    if (step == 1) return kernel(data, count);
+    run_strided(kernel, work, item, data, strides.data(), count, 1);
   };
   const pid_t child = fork();
   if (child == 0) {
@@ -88,10 +76,9 @@ int main() {
           // One kernel tells what all take to gather and scatter.
           if (step == 2 && (portable || work != Work::value)) continue;
           const Lengths& lengths = step == 2 ? strided : portable ? single_elements : vectors;
-          Operands operands(work, dtype, step, lengths.many);
           const Kernel kernel = selected_kernels().get({Sigmoid_, work}, static_cast<Dtype>(dtype));
-          const long first = steps(kernel, work, bytes[dtype], operands, lengths.few);
-          const long second = steps(kernel, work, bytes[dtype], operands, lengths.many);
+          const long first = steps(kernel, work, bytes[dtype], step, lengths.few);
+          const long second = steps(kernel, work, bytes[dtype], step, lengths.many);
           if (first < 0 || second < 0) {
             std::fprintf(stderr, "a traced process cannot be stepped through here\n");
             return 3;

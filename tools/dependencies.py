@@ -1,7 +1,7 @@
 """Writes the development lock: every distribution in this environment, its exact version and its
 licence. Called by `make audit`.
 
-    python -m tests.dependencies requirements-lock.txt
+    python -m tools.dependencies requirements-lock.txt
 
 Depends on the standard library alone.
 """
@@ -26,32 +26,27 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def licence(distribution: metadata.Distribution) -> str:
+def licence(found: metadata.PackageMetadata) -> str:
     """The SPDX expression, or else what the classifiers or a short licence field say."""
-    found = distribution.metadata
-    expression = found.get("License-Expression")
-    if expression:
-        return expression
     kinds = [
         entry.rpartition(" :: ")[2]
-        for entry in found.get_all("Classifier") or []
+        for entry in found.get_all("Classifier", [])
         if entry.startswith("License :: ") and not entry.endswith("OSI Approved")
     ]
-    if kinds:
-        return ", ".join(kinds)
-    field = (found.get("License") or "").strip()
-    return field.splitlines()[0][:60] if field else UNKNOWN
+    field = "".join(found.get_all("License", [])).strip().partition("\n")[0][:60]
+    expression = "".join(found.get_all("License-Expression", []))
+    return expression or ", ".join(kinds) or field or UNKNOWN
 
 
 def lock() -> str:
     lines = {}
     for distribution in metadata.distributions():
         name = canonical(distribution.metadata["Name"])
-        if name not in LEFT_OUT:
-            # A local version, such as torch's +cpu, is of one index alone.
-            version = distribution.version.partition("+")[0]
-            lines[name] = f"{name}=={version}  # {licence(distribution)}\n"
-    return HEADER.format(*sys.version_info) + "".join(lines[name] for name in sorted(lines))
+        # A local version, such as torch's +cpu, is of one index alone.
+        version = distribution.version.partition("+")[0]
+        lines[name] = f"{name}=={version}  # {licence(distribution.metadata)}\n"
+    kept = sorted(lines.keys() - LEFT_OUT)
+    return HEADER.format(*sys.version_info) + "".join(lines[name] for name in kept)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Where the last bits are lost: the error that each rounding of the float32 kernels adds alone, and
 all of them together, beside what can be proven of it.
 
-    python -m bench.error_budget --output docs/figures/error_budget.json
+    python -m tools.error_budget [--write]
 
 Follows the kernels' operations (csrc/functions/sigmoid.h) in float64, rounding to float32 only what
-is asked for. Depends on NumPy, mpmath and the package's constants.
+is asked for. Depends on NumPy, mpmath, pandas and the package's constants.
 """
 
 from __future__ import annotations
@@ -13,20 +13,25 @@ import argparse
 import json
 import math
 import runpy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from mpmath import mp, mpf
 from numpy.typing import NDArray
 
+from bench import results as records
 from fused_sigmoid.triton import coefficients
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+# In ulp of t = σ(-|x|), of σ(|x|) = 1 - t, and of σ' = t - t²; None where a term adds nothing.
+COLUMNS = ("t", "complement", "derivative")
+Errors = dict[str, float | None]
+RECORD = records.FOLDER / "error_budget.json"
 GENERATOR = Path(__file__).resolve().parents[1] / "csrc/numerics/generate_coefficients.py"
 
 # In the order of the kernel: three errors of the method, then what each rounding yields.
@@ -51,24 +56,6 @@ SEED = 0
 BEND, NORMAL = 8.0, 87.3
 
 
-@dataclass(frozen=True)
-class Errors:
-    """In ulp of t = σ(-|x|), of σ(|x|) = 1 - t, and of σ' = t - t²; None where it adds nothing."""
-
-    t: float | None
-    complement: float | None
-    derivative: float | None
-
-
-@dataclass(frozen=True)
-class Term:
-    """What is proven for each format, and the largest error seen in float32."""
-
-    name: str
-    bounds: dict[str, Errors]
-    seen: Errors
-
-
 @cache
 def generated(dtype: str) -> Any:
     """The constants of the kernels, as the generator's class that knows their errors."""
@@ -86,7 +73,7 @@ def generated(dtype: str) -> Any:
     )
 
 
-def results(x: Float32, rounded: frozenset[str]) -> list[Float64]:
+def results(x: Float32, rounded: Iterable[str]) -> list[Float64]:
     """t, 1 - t and t - t² for x ≥ 0, with the named roundings and errors alone."""
 
     def keep(name: str, values: Float64) -> Float64:
@@ -117,14 +104,19 @@ def results(x: Float32, rounded: frozenset[str]) -> list[Float64]:
     return [t, keep(COMPLEMENT, 1 - t), keep(DERIVATIVE, t - t * t)]
 
 
-def largest_errors(x: Float32, rounded: Sequence[str]) -> Errors:
+def largest_errors(x: Float32, rounded: Iterable[str]) -> Errors:
     e = np.exp(-x.astype(np.float64))
     truths = [e / (1 + e), 1 / (1 + e), e / (1 + e) ** 2]
-    errors = []
-    for result, truth in zip(results(x, frozenset(rounded)), truths, strict=True):
+    errors: Errors = {}
+    for column, result, truth in zip(COLUMNS, results(x, rounded), truths, strict=True):
         ulp = np.exp2(np.frexp(truth)[1] - PRECISION["float32"])
-        errors.append(float((np.abs(result - truth) / ulp).max()))
-    return Errors(*errors)
+        errors[column] = float((np.abs(result - truth) / ulp).max())
+    return errors
+
+
+def half_place(largest: float) -> float:
+    """The largest rounding error of a number up to ``largest``, in units of 2^-p."""
+    return 2.0 ** math.floor(math.log2(largest))
 
 
 def bounds_of_t(dtype: str) -> dict[str, float]:
@@ -136,11 +128,6 @@ def bounds_of_t(dtype: str) -> dict[str, float]:
     reach = float(constants.half_width)
     most_multiples = constants.format.limit / math.log(2) + 1
     ln2_error = abs(mp.log(2) - constants.ln2_high - constants.ln2_low)
-
-    def half_place(largest: float) -> float:
-        """The largest rounding error of a number up to ``largest``, in units of 2^-p."""
-        return 2.0 ** math.floor(math.log2(largest))
-
     if dtype == "float32":
         # Of the square's root, twice itself times its error; both are multiplied by r.
         w = exp[0] + reach
@@ -168,14 +155,13 @@ def bounds_of_t(dtype: str) -> dict[str, float]:
 def bounds(dtype: str) -> dict[str, Errors]:
     """Of 1 - t, t's errors count half at most, t being below 1/2. Of σ' = t (1 - t) the relative
     error is at most t's."""
-    found = {name: Errors(bound, bound / 2, bound) for name, bound in bounds_of_t(dtype).items()}
+    found: dict[str, tuple[float | None, ...]]
+    found = {name: (bound, bound / 2, bound) for name, bound in bounds_of_t(dtype).items()}
     # To nearest: half an ulp of t, but a relative error of up to one unit.
-    found[QUOTIENT] = Errors(0.5, 0.25, 1.0)
-    found[COMPLEMENT] = Errors(None, 0.5, None)
-    found[DERIVATIVE] = Errors(None, None, 0.5)
-    columns = zip(*(asdict(errors).values() for errors in found.values()), strict=True)
-    found[TOTAL] = Errors(*(sum(filter(None, column)) for column in columns))
-    return found
+    found[QUOTIENT] = (0.5, 0.25, 1.0)
+    found |= {COMPLEMENT: (None, 0.5, None), DERIVATIVE: (None, None, 0.5)}
+    found[TOTAL] = tuple(sum(filter(None, column)) for column in zip(*found.values(), strict=True))
+    return {name: dict(zip(COLUMNS, errors, strict=True)) for name, errors in found.items()}
 
 
 def points() -> Float32:
@@ -184,29 +170,35 @@ def points() -> Float32:
     return np.concatenate(halves).astype(np.float32)
 
 
-def measure() -> list[Term]:
-    """Each term alone, then all together."""
+def measure() -> list[dict[str, Any]]:
+    """Each term alone, then all together: what is proven for each format, and the largest error
+    seen in float32."""
     x = points()
     proven = {dtype: bounds(dtype) for dtype in PRECISION}
     return [
-        Term(
-            name,
-            {dtype: found[name] for dtype, found in proven.items()},
-            largest_errors(x, TERMS if name == TOTAL else (name,)),
-        )
+        {
+            "name": name,
+            "bounds": {dtype: proven[dtype][name] for dtype in PRECISION},
+            "seen": largest_errors(x, TERMS if name == TOTAL else (name,)),
+        }
         for name in (*TERMS, TOTAL)
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.error_budget", description="The error that each rounding adds."
+        prog="python -m tools.error_budget", description="The error that each rounding adds."
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
-    output = parser.parse_args().output
-    document = {"points": POINTS, "seed": SEED, "terms": [asdict(term) for term in measure()]}
-    output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {output}")
+    parser.add_argument("--write", action="store_true", help=f"record it in {RECORD.name}")
+    chosen = parser.parse_args()
+    terms = measure()
+    seen = {term["name"]: term["seen"] for term in terms}
+    print("largest errors in float32, ulp", pd.DataFrame(seen).T.round(4), sep="\n")
+    if chosen.write:
+        document = {"points": POINTS, "seed": SEED, "terms": terms}
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        RECORD.write_text(text, encoding="utf-8")
+        print(f"wrote {RECORD}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Runs the suite with other releases of Python and torch, each in an environment of its own under
-.matrix/, from a clone of the last commit; writes what came of it. Called by `make test-matrix`.
+.matrix/, from a clone of the last commit; records what came of it in compatibility.json. Called by
+`make test-matrix`.
 
-    python tests/matrix.py 3.11:2.11.0 3.13:2.13.0 --output docs/figures/compatibility.json
+    python -m tools.matrix 3.11:2.11.0 3.13:2.13.0
 
 Downloads gigabytes: every torch but the pinned one comes with its CUDA libraries.
 """
@@ -14,27 +15,27 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / ".matrix"
+from bench import machine, results
+
+FOLDER = machine.ROOT / ".matrix"
+RECORD = results.FOLDER / "compatibility.json"
 NEEDED = ("setuptools>=77", "wheel", "ninja", "numpy")
-
-
-def run(*command: str | Path, cwd: Path, log: Path) -> int:
-    with log.open("a", encoding="utf-8") as output:
-        return subprocess.run(
-            command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, check=False
-        ).returncode
+EXTRAS = ".[check,test,bench,examples]"
+FACTS = """
+import importlib.util, json, platform, torch
+of_triton = __import__("triton").__version__ if importlib.util.find_spec("triton") else None
+names = ("python_version", "torch_version", "triton_version")
+print(json.dumps(dict(zip(names, (platform.python_version(), torch.__version__, of_triton)))))
+"""
 
 
 def interpreter(release: str) -> str:
     """The interpreter of "3.12", also where several lie side by side as pyenv has them."""
-    found = shutil.which(f"python{release}")
     pyenv = sorted(Path.home().glob(f".pyenv/versions/{release}.*/bin/python"))
-    return str(pyenv[-1]) if pyenv else found or f"python{release}"
+    return str(pyenv[-1]) if pyenv else f"python{release}"
 
 
 def try_one(python: str, torch: str) -> dict[str, Any]:
@@ -42,71 +43,54 @@ def try_one(python: str, torch: str) -> dict[str, Any]:
     folder = FOLDER / f"python{python}-torch{torch}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    environment, source, log = folder / "environment", folder / "source", folder / "log.txt"
+    environment, source, report = (folder / name for name in ("environment", "source", "report"))
     own = environment / "bin/python"
     install = (own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    # Named again, since the extras must not bring another release.
-    extras = ("--no-build-isolation", "-e", ".[check,test,bench,examples]", f"torch=={torch}")
-    report = folder / "report.xml"
     steps = {
-        "environment": ((interpreter(python), "-m", "venv", environment), folder),
-        "torch": ((*install, f"torch=={torch}", *NEEDED), folder),
-        "source": (("git", "clone", "--quiet", ROOT, source), folder),
-        "build": ((*install, *extras), source),
-        "tests": ((own, "-m", "pytest", "-q", f"--junit-xml={report}"), source),
+        "environment": (interpreter(python), "-m", "venv", environment),
+        "torch": (*install, f"torch=={torch}", *NEEDED),
+        "source": ("git", "clone", "--quiet", machine.ROOT, source),
+        # torch is named again, since the extras must not bring another release.
+        "build": (*install, "--no-build-isolation", "-e", EXTRAS, f"torch=={torch}"),
+        "tests": (own, "-m", "pytest", "-q", f"--junit-xml={report}"),
     }
     outcome: dict[str, Any] = {"python": python, "torch": torch}
-    for name, (command, cwd) in steps.items():
+    for name, command in steps.items():
         print(f"python {python}, torch {torch}: {name}", flush=True)
-        try:
-            status = run(*command, cwd=cwd, log=log)
-        except FileNotFoundError:
-            status = 1
-        if status:
-            outcome["failed_at"] = name
-            break
+        cwd = source if name in ("build", "tests") else folder
+        with (folder / "log.txt").open("a", encoding="utf-8") as log:
+            try:
+                subprocess.run(command, cwd=cwd, stdout=log, stderr=log, check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                log.write(f"{error}\n")
+                outcome["failed_at"] = name
+                break
     if report.exists():
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-        assert suite is not None
-        outcome |= {
-            key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")
-        }
+        suite = ElementTree.parse(report).getroot()[0]
+        counts = ("tests", "failures", "errors", "skipped")
+        outcome |= {name: int(suite.get(name, 0)) for name in counts}
         outcome["seconds"] = round(float(suite.get("time", 0)))
     if own.exists():
-        facts = "import json, sys, torch, importlib.util as u; t = u.find_spec('triton'); " + (
-            "print(json.dumps([sys.version.split()[0], torch.__version__,"
-            " __import__('triton').__version__ if t else None]))"
-        )
-        found = subprocess.run([own, "-c", facts], capture_output=True, text=True, check=False)
-        if found.returncode == 0:
-            names = ("python_version", "torch_version", "triton_version")
-            outcome |= dict(zip(names, json.loads(found.stdout), strict=True))
+        found = subprocess.run([own, "-c", FACTS], capture_output=True, text=True, check=False)
+        outcome |= json.loads(found.stdout or "{}")
     shutil.rmtree(environment, ignore_errors=True)
     return outcome
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run the suite in other environments.")
-    add = parser.add_argument
-    add("pairs", nargs="+", metavar="PYTHON:TORCH", help="such as 3.12:2.13.0")
-    add("--output", type=Path, required=True, metavar="FILE.json")
-    chosen = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    date = datetime.now(timezone.utc).date().isoformat()
-    outcomes: list[dict[str, Any]] = []
-    for pair in chosen.pairs:
-        outcomes.append(try_one(*pair.split(":")))
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.matrix", description="Run the suite in other environments."
+    )
+    parser.add_argument("pairs", nargs="+", metavar="PYTHON:TORCH", help="such as 3.12:2.13.0")
+    pairs = [pair.split(":") for pair in parser.parse_args().pairs]
+    origin = machine.origin()
+    document = {"commit": origin["commit"][:12], "date": origin["date"], "outcomes": []}
+    for python, torch in pairs:
+        document["outcomes"].append(try_one(python, torch))
         # After each, so that an interruption leaves those that ended.
-        document = {"commit": commit, "date": date, "outcomes": outcomes}
-        chosen.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(outcomes, indent=1))
-    return any("failed_at" in outcome for outcome in outcomes)
+        RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document["outcomes"], indent=1))
+    return any("failed_at" in outcome for outcome in document["outcomes"])
 
 
 if __name__ == "__main__":
