@@ -44,19 +44,18 @@ test-matrix: build ## the suite with other releases of torch and Python
 sanitize: $(VENV)/.environment ## the kernels under address, undefined-behaviour and thread sanitizers
 	$(BIN)/python -m tests.native.run sanitize
 
-# Long runs, which leave their figures for docs/reliability.md. The fuzz target needs clang.
-RELIABILITY := bench/results/reliability.json
+# Long runs, which leave their figures in bench/results/reliability.json. The fuzz target needs clang.
 EXECUTIONS ?= 10000000
 fuzz: build ## kernels under libFuzzer, the Python face by hypothesis and programs; 45 minutes
-	$(BIN)/python -m tests.native.run fuzz --executions $(EXECUTIONS) --record $(RELIABILITY)
-	$(BIN)/python -m tests.native.run properties --record $(RELIABILITY)
-	$(BIN)/python -m tests.fuzz_programs --record $(RELIABILITY)
+	$(BIN)/python -m tests.native.run fuzz --executions $(EXECUTIONS) --write
+	$(BIN)/python -m tests.native.run properties --write
+	$(BIN)/python -m tests.fuzz_programs --write
 
 load: build ## threads, calls and training steps for a quarter of an hour, results checked
-	$(BIN)/python -m tools.load --record $(RELIABILITY)
+	$(BIN)/python -m tools.load --write
 
 defects: build ## plant known defects in copies and see which check sees which; half an hour
-	$(BIN)/python -m tools.defects --record $(RELIABILITY)
+	$(BIN)/python -m tools.defects --write
 
 # pip-audit has an environment of its own: it would put its dependencies into the lock.
 AUDIT := build/audit
@@ -76,7 +75,7 @@ MACHINE ?= $(shell $(BIN)/python -c 'import torch; from bench import machine; \
 	print(machine.folder_name("cuda" if torch.cuda.is_available() else "cpu"))')
 check-full: build ## measure the errors of every kernel, for all 2^32 numbers of float32
 	$(BIN)/python -m fused_sigmoid check --full --json bench/results/$(MACHINE)/check.json
-	$(BIN)/python -m tools.error_budget
+	$(BIN)/python -m tools.error_budget --write
 	$(BIN)/python -m tests.native.run quotient
 
 lint: build ## ruff, mypy, clang-format

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fused_sigmoid
-from tests.dependencies import UNKNOWN, canonical
+from tools.dependencies import UNKNOWN, canonical
 
 PACKAGE = Path(fused_sigmoid.__file__).parent
 ROOT = PACKAGE.parent

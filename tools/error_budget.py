@@ -10,7 +10,6 @@ is asked for. Depends on NumPy, mpmath, pandas and the package's constants.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import runpy
 from collections.abc import Iterable
@@ -195,9 +194,8 @@ def main() -> None:
     seen = {term["name"]: term["seen"] for term in terms}
     print("largest errors in float32, ulp", pd.DataFrame(seen).T.round(4), sep="\n")
     if chosen.write:
-        document = {"points": POINTS, "seed": SEED, "terms": terms}
-        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        RECORD.write_text(text, encoding="utf-8")
+        command = "python -m tools.error_budget --write"
+        records.write_record(RECORD, command, points=POINTS, seed=SEED, terms=terms)
         print(f"wrote {RECORD}")
 
 

@@ -107,8 +107,8 @@ def main() -> None:
         # What this CPU cannot run keeps its record.
         kept = before | counts
         rounded = {name: round(kept[name], 4) for name in sorted(kept)}
-        document = {"compiler": made_by, "instructions_per_element": rounded}
-        RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        command = "python -m tools.instructions --write"
+        results.write_record(RECORD, command, compiler=made_by, instructions_per_element=rounded)
         print(f"wrote {RECORD}")
 
 

@@ -9,7 +9,6 @@ Depends on the kernels, on Triton and tabulate.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import tempfile
@@ -24,9 +23,9 @@ from tabulate import tabulate
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.results import FOLDER, write_record
 from fused_sigmoid.triton.elementwise import BLOCKS, KERNELS, LAUNCH_OPTIONS, Layout
 
-FOLDER = Path(__file__).resolve().parents[1] / "bench/results"
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 MOST_TENSORS = 3
 # What is read in rows as well, 16 bytes or an element at a time, by the architecture that was
@@ -244,9 +243,8 @@ def run(folder: Path | None) -> str:
             "architectures": {name: gpu._asdict() for name, gpu in ARCHITECTURES.items()},
             "kernels": codes,
         }
-        folder.mkdir(parents=True, exist_ok=True)
         file = folder / "static.json"
-        file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_record(file, "python -m tools.static --write", **document)
         text += f"\n\nwrote {file}"
     return text
 
