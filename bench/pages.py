@@ -58,6 +58,9 @@ SUMMARY = {
 DRAWN = {"float32": "#D55E00", "bfloat16": "#0072B2", "float16": "#009E73", "float64": "#CC79A7"}
 RATIO = "{ratio median:.2f}"
 QUARTILES = RATIO + " [{ratio first_quartile:.2f}, {ratio third_quartile:.2f}]"
+STATIC = ("sigmoid_value", "sigmoid_value_and_derivative", "sigmoid_backward")
+# Variants of the GPU kernels that decided something; the file has the others.
+VARIANTS = r"copy_|torch|(present|rounded|refined|no corr|hardware|entries|loads evict-f).*, (1024|256)/4"
 COUNTS = ("misrounded", "zeroed", "decreasing")
 
 
@@ -358,7 +361,8 @@ def fresh_processes(extent: str = "") -> str:
 def static(capability: str = "90") -> str:
     """What decides: instructions, registers, warps, bytes in flight, and which resource binds."""
     document = record("static")
-    rows = [row for row in document["kernels"] if row["capability"] == int(capability)]
+    chosen = [row for row in document["kernels"] if row["kernel"] in STATIC]
+    rows = [row for row in chosen if row["capability"] == int(capability)]
     for row in rows:
         row["share"] = 100 * row["arithmetic_seconds"] / row["bandwidth_seconds"]
         row["flight"] = row["loads_in_flight"] / KI
@@ -377,7 +381,7 @@ def gpu_variants() -> str:
     entries = [e for e in document["found"] if e.get("work") in works and e["size"] > MI]
     names = dict.fromkeys(name for entry in entries for name in entry["microseconds"])
     lines = []
-    for name in names:
+    for name in filter(re.compile(VARIANTS).fullmatch, names):
         line = {"128 MiB a tensor, µs": name}
         for entry in entries:
             time = entry["microseconds"].get(name)
@@ -521,9 +525,8 @@ def long_checks() -> str:
 
 def defects() -> str:
     section = record("reliability")["defects"]
-    columns = {"defect": "{defect}", "in": "`{file}`", "caught by": "{check}"}
-    rows = section["figures"]["planted"]
-    return table(rows, {**columns, "which said": "{message}"}) + f"\n\nOf {source(section)}."
+    columns = {"defect": "{defect}", "in": "`{file}`", "caught by": "`{check}`"}
+    return table(section["figures"]["planted"], columns) + f"\n\nOf {source(section)}."
 
 
 TABLES: dict[str, Callable[..., str]] = {
