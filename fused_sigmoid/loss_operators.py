@@ -1,5 +1,6 @@
 """The CUDA kernels of the operators that csrc/binary_cross_entropy_autograd.cpp defines: by Triton,
-or in ATen operations where Triton is missing. Depends on the binary cross entropy and functions/.
+or the extension's formula in ATen operations where Triton is missing. Depends on the extension, the
+binary cross entropy and functions/.
 """
 
 from __future__ import annotations
