@@ -111,6 +111,7 @@ struct Composed {
 
   // A factor times the gradient.
   at::Tensor gradient(const at::Tensor& factor, Reduction reduction) const {
+    // ATen's sigmoid is 0 in float32 where exp(x) still is a subnormal number.
     const at::Tensor smaller = e_ / (1 + e_), larger = 1 - smaller;
     at::Tensor gradient = (1 - t_) * at::where(is_negative_, smaller, larger) -
                           positive_ * at::where(is_negative_, larger, smaller);
@@ -125,8 +126,10 @@ struct Composed {
   at::Tensor x_, t_, positive_, is_negative_, magnitude_, e_;
 };
 
-at::Tensor composed_gradient(const at::Tensor& grad, const Operands& of, Reduction reduction) {
-  return Composed(of).gradient(grad, reduction);
+}  // namespace
+
+at::Tensor composed_gradient(const at::Tensor& factor, const Operands& of, Reduction reduction) {
+  return Composed(of).gradient(factor, reduction);
 }
 
 Results composed(const Operands& of, Reduction reduction, Wanted wanted) {
@@ -140,6 +143,8 @@ Results composed(const Operands& of, Reduction reduction, Wanted wanted) {
   if (wanted.probability) results.probability = at::sigmoid(of.logits);
   return results;
 }
+
+namespace {
 
 Results run(const Operands& of, Reduction reduction, Wanted wanted) {
   if (!is_unobserved(of.logits)) return composed(of, reduction, wanted);

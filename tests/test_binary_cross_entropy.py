@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fused_sigmoid
 from fused_sigmoid import FusedBCEWithLogitsLoss, binary_cross_entropy_with_logits
 from fused_sigmoid._extension import KERNEL_DTYPES, extension
-from fused_sigmoid.binary_cross_entropy import _composed
+from fused_sigmoid.binary_cross_entropy import composed_loss
 
 HALVES = (torch.float16, torch.bfloat16)
 every_dtype = pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
@@ -146,7 +146,7 @@ def test_infinite_logits_and_nan(selected: str, dtype: torch.dtype) -> None:
     )
     expected = torch.tensor([1, 0, 0, -1, nan, nan, 0.5, -0.5, nan], dtype=dtype)
     torch.testing.assert_close(gradient, expected, equal_nan=True)
-    composed = _composed(x, t, None, None, "none")
+    composed = composed_loss(x, t, None, None, "none")
     torch.testing.assert_close(composed, loss, equal_nan=True)
 
 
@@ -745,7 +745,7 @@ def test_composed_as_the_kernels(reduction: str) -> None:
         w, p = torch.rand(500), torch.rand(())
         for others in ((None, None), (w, None), (w, p), (None, p)):
             leaf = x.clone().requires_grad_()
-            composed = _composed(leaf, t, *others, reduction)
+            composed = composed_loss(leaf, t, *others, reduction)
             composed.sum().backward()
             named = {"weight": others[0], "pos_weight": others[1], "reduction": reduction}
             loss, gradient = loss_and_gradient(x, t, **named)

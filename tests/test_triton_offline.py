@@ -234,7 +234,7 @@ def test_parameters_are_those_that_the_extension_passes(compiled, name, capabili
     parameters = re.findall(r"\.param \.(\w+)", entry)
     tensors = [torch.zeros(8, 16)[:, ::2] for _ in range(KERNELS[name].reads)]
     tensors += [torch.zeros(8, 8) for _ in range(KERNELS[name].writes)]
-    numbers = elementwise._call(KERNELS[name], tuple(tensors)).numbers
+    numbers = elementwise.call_of(KERNELS[name], tuple(tensors)).numbers
     passed = len(tensors) + (len(numbers) if layout == ROWS else 1)
     assert set(parameters) == {"u64"}
     assert passed <= len(parameters) <= passed + 4
