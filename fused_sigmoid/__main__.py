@@ -98,7 +98,7 @@ def _check(parser: Parser, chosen: argparse.Namespace) -> int:
     if missing:
         parser.error(f"not installed: {', '.join(missing)}; pip install 'fused_sigmoid[check]'")
     if chosen.device == "cuda" and not torch.cuda.is_available():
-        parser.error("argument --device: torch sees no CUDA device here; accepted is: cpu")
+        parser.error("argument --device: torch sees no CUDA device here; accepted: cpu")
     with _file_errors(parser, chosen.json):
         _check_writable(chosen.json)
     from . import check

@@ -46,8 +46,10 @@ def width() -> int | None:
 def paragraph(text: str, columns: int | None, first: str = "") -> str:
     """The text in lines of so many columns, the first of which begins with ``first`` and the others
     below its end. ``columns`` None is one line."""
+    # Spelled before it is broken into lines: a word is longer than a sign.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return textwrap.fill(
-        text,
+        text.encode(encoding, ERRORS).decode(encoding),
         # A column of its own under a long beginning is worse than a line that is too long.
         sys.maxsize if columns is None else max(columns, len(first) + 20),
         initial_indent=first,
@@ -59,10 +61,15 @@ def paragraph(text: str, columns: int | None, first: str = "") -> str:
 
 def fall_back_to_ascii() -> None:
     """From now on what standard output and error cannot encode is spelled in ASCII."""
-    codecs.register_error(ERRORS, _spelled)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="ascii" if _ascii_alone() else None, errors=ERRORS)
+
+
+def _ascii_alone() -> bool:
+    """The C locale has no more, but Python writes UTF-8 there, asked to or not."""
+    asked = "PYTHONIOENCODING" in os.environ or "PYTHONUTF8" in os.environ
+    return not asked and locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX")
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
@@ -74,7 +81,4 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     return "".join(escaped), error.end
 
 
-def _ascii_alone() -> bool:
-    """The C locale has no more, but Python writes UTF-8 there, asked to or not."""
-    asked = "PYTHONIOENCODING" in os.environ or "PYTHONUTF8" in os.environ
-    return not asked and locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX")
+codecs.register_error(ERRORS, _spelled)

@@ -4,7 +4,7 @@ and the standard library; measures nothing."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -147,7 +147,7 @@ def document(report: Report) -> dict[str, Any]:
 def text(report: Report, every: bool = False, width: int | None = None) -> str:
     """The verdict in a sentence, then the rows that miss a bound or are nearest to one, or every
     row. Tables leave out columns that do not fit into ``width``, where there is one."""
-    parts = _every(report.rows, width) if every else _worst(report.rows, width)
+    parts = _every(report.rows, width) if every else _worst(report, width)
     return "\n\n".join([paragraph(verdict(report), width), *parts])
 
 
@@ -186,13 +186,13 @@ def _every(rows: Iterable[Row], width: int | None) -> Iterator[str]:
     yield paragraph(NOTE, min(width or NOTE_WIDTH, NOTE_WIDTH))
 
 
-def _worst(rows: Sequence[Row], width: int | None) -> Iterator[str]:
-    yield _table(_nearest(rows), width)
+def _worst(report: Report, width: int | None) -> Iterator[str]:
+    yield _table(_nearest(report.rows), width)
     yield (
-        f"Zero where that is not right: {_sums(rows, 'zeroed')}.\n"
-        f"Not the nearest number, in 16 bits: {_sums(rows, 'misrounded')}."
+        f"Zero where that is not right: {_sums(report.rows, 'zeroed')}.\n"
+        f"Not the nearest number, in 16 bits: {_sums(report.rows, 'misrounded')}."
     )
-    yield paragraph("--all shows every row; --full checks all of float32.", width)
+    yield "--all shows every row" + ("." if report.full else "; --full checks all of float32.")
 
 
 def _nearest(rows: Iterable[Row]) -> list[dict[str, str]]:
