@@ -168,19 +168,6 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert captured.err.splitlines() == ["interrupted; nothing is reported"]
 
 
-def test_package_imports_nothing_of_the_check() -> None:
-    code = (
-        "import sys, torch; before = set(sys.modules); import fused_sigmoid;"
-        "print(*{name.split('.')[0] for name in set(sys.modules) - before});"
-        "print(*(name for name in sys.modules if name.startswith('fused_sigmoid.check')))"
-    )
-    process = run_python("-c", code)
-    new, of_check = process.stdout.splitlines()
-    assert "fused_sigmoid" in new.split()
-    assert not {"mpmath", "numpy", "tabulate", "tqdm"} & set(new.split())
-    assert of_check == ""
-
-
 # The text, of rows made up.
 
 
@@ -229,15 +216,6 @@ def test_the_worst_rows() -> None:
     assert report.text(a_report(ROWS)) == TEXT
 
 
-def test_every_row() -> None:
-    text = report.text(a_report(ROWS), every=True)
-    assert text.startswith("All bounds hold")
-    assert "\n\nfloat16: 1,000 inputs against float64\nquantity" in text
-    assert sum("  cpu " in line for line in text.splitlines()) == len(ROWS)
-    assert "0 / 3e+07" in text
-    assert "σ' in [0, 1/4]" in text
-
-
 def test_missed_bounds_are_named_and_come_first() -> None:
     names = {"misrounded": 3, "special_values": 1, "zeroed": 2}
     broken = {name: report.Figure(count, 0) for name, count in names.items()}
@@ -258,13 +236,21 @@ def test_missed_bounds_are_named_and_come_first() -> None:
 @pytest.mark.parametrize("every", [False, True])
 def test_columns_that_do_not_fit_are_left_out(every: bool) -> None:
     heads = []
-    for width in (None, 80, 66):
+    for width in (1000, 80, 66):
         lines = report.text(a_report(ROWS), every, width).splitlines()
-        assert max(map(len, lines)) <= (width or 120)
+        assert max(map(len, lines)) <= width
         heads.append([line for line in lines if "torch's" in line and "bound" in line][-1])
-    left_out = ["at x", "kernels"] if not every else ["at x", "misrounded", "zeroed"]
+    left_out = {"at x", "zeroed" if every else "kernels"}
     assert all(name in heads[0] and name not in heads[-1] for name in left_out)
-    assert "at x" not in heads[1]
+    assert "kernels" in heads[1] or not every
+
+
+def test_every_row() -> None:
+    text = report.text(a_report(ROWS), every=True)
+    assert text.startswith("All bounds hold")
+    assert "\n\nfloat16: 1,000 inputs against float64\nquantity" in text
+    assert sum("  cpu " in line for line in text.splitlines()) == len(ROWS)
+    assert "0 / 3e+07" in text
 
 
 # A run, and what it notices. Each fault changes results of the functions under test.
@@ -399,17 +385,9 @@ ONE_WRONG_RESULT = [
 ]
 
 
-@pytest.mark.parametrize(("function", "dtype", "x", "change", "missed", "first"), ONE_WRONG_RESULT)
-def test_one_wrong_result(
-    function: str,
-    dtype: torch.dtype,
-    x: float,
-    change: Callable[[Tensor], Tensor],
-    missed: str,
-    first: float,
-    sound: Rows,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("wrong", ONE_WRONG_RESULT, ids=str)
+def test_one_wrong_result(wrong: Any, sound: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, dtype, x, change, missed, first = wrong
     plant(monkeypatch, {function: at(x, dtype, change)})
     rows = coarse_rows()
     names, of_dtype = missed.split(), str(dtype).removeprefix("torch.")
