@@ -206,9 +206,11 @@ def _nearest(rows: Iterable[Row]) -> list[dict[str, str]]:
     for found in alike.values():
         first = found[0]
         if first.missed or (first.nearness and len(lines) < NEAREST):
-            quantities = "; ".join(dict.fromkeys(row.quantity for row in found))
+            names = dict.fromkeys(row.quantity for row in found)
+            if len(names) > 1:  # what all ways to save have in common is named once
+                names = dict.fromkeys(name.partition(", saved=")[0] for name in names)
             line = {"kernels": _where(found), "dtype": first.dtype} | _error(first)
-            lines.append(line | {"quantity": quantities})
+            lines.append(line | {"quantity": "; ".join(names)})
     return lines
 
 
