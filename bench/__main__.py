@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import importlib.util
+import importlib
 import math
 import os
 import re
@@ -213,9 +213,11 @@ def _require_all(parser: Parser, chosen: argparse.Namespace) -> None:
     root = Path(__file__).resolve().parent.parent
     if not all((root / name).exists() for name in ("setup.py", "fused_sigmoid")):
         parser.error(f"runs in a checkout of fused_sigmoid alone; {root} is none")
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        parser.error(f"{', '.join(missing)} not installed: pip install -e '.[bench]'")
+    for name in ("tabulate",) if chosen.compare else NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            parser.error(f"{name} is not installed ({error}): pip install -e '.[bench]'")
     if chosen.compare or chosen.static:
         return
     import torch

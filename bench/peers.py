@@ -317,9 +317,12 @@ def _no_avx2(cell: Cell) -> str | None:
     return None if "avx2" in extension.instruction_sets() else "this device runs no AVX2"
 
 
+# What fits in a cache is faster there.
+LEAST_STREAMED_BYTES = 64 * 1024**2
+
+
 def _not_to_be_streamed(cell: Cell) -> str | None:
-    # What fits in a cache is faster there.
-    if bytes_moved(cell.work, cell.size, cell.dtype) < 64 * 1024**2:
+    if bytes_moved(cell.work, cell.size, cell.dtype) < LEAST_STREAMED_BYTES:
         return "is for works that move 64 MiB and more"
     return _no_avx2(cell)
 

@@ -41,8 +41,9 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
-def ratio_text(ratio: Spread) -> str:
-    return f"{ratio.median:.2f} [{ratio.first_quartile:.2f}, {ratio.third_quartile:.2f}]"
+def _ratio(ratio: Spread, name: str = "peer / ours") -> Line:
+    quartiles = f"[{ratio.first_quartile:.2f}, {ratio.third_quartile:.2f}]"
+    return {name: f"{ratio.median:.2f}", "quartiles": quartiles}
 
 
 def threads_text(threads: int) -> str:
@@ -106,13 +107,13 @@ def rows_text(result: Result) -> str:
             "peer": row.peer,
             "ours": seconds_text(row.ours.median),
             "peer's": seconds_text(row.theirs.median),
-            "peer / ours": ratio_text(row.ratio),
+            **_ratio(row.ratio),
             "ours GB/s": f"{row.bytes_moved / row.ours.median / 1e9:.3g}",
             "of copy_": "" if of_copy is None else f"{100 * of_copy:.0f} %",
             "binds": binding[cell].binds if cell in binding else "",
         }
         tables.setdefault(f"{title} cache", []).append(line)
-    droppable = ("binds", "ours GB/s", "of copy_", "peer's", "ours")
+    droppable = ("binds", "ours GB/s", "of copy_", "quartiles", "peer's", "ours")
     parts = [f"{title}\n{table(lines, droppable)}" for title, lines in tables.items()]
     return "\n\n".join([*parts, *([skipped(result.skips)] if result.skips else [])])
 
@@ -142,9 +143,8 @@ def goals_text(rows: Sequence[Row]) -> str:
         cell = Cell(**{each.name: row[each.name] for each in fields(Cell)})
         quartiles = Spread(*(row[f"ratio {each.name}"] for each in fields(Spread)))
         line = {"verdict": "met" if row["met"] else "missed", "goal": f"{row['goal']:.2f}"}
-        line |= {"peer / ours": ratio_text(quartiles), "peer": row["peer"]}
-        lines.append(line | {"row": cell_text(cell)})
-    return f"{table(lines)}\n{sum(about['met'])} of {len(about)} met"
+        lines.append(line | _ratio(quartiles) | {"peer": row["peer"], "row": cell_text(cell)})
+    return f"{table(lines, ('quartiles',))}\n{sum(about['met'])} of {len(about)} met"
 
 
 def sweep_text(result: Result) -> str:
@@ -153,7 +153,7 @@ def sweep_text(result: Result) -> str:
     rows.sort(key=lambda row: row.ratio.median)
     worst = [
         {
-            "torch / ours": ratio_text(row.ratio),
+            **_ratio(row.ratio, "torch / ours"),
             "verdict": _verdict(row),
             "row": cell_text(row.cell),
             "ours": seconds_text(row.ours.median),
@@ -167,7 +167,7 @@ def sweep_text(result: Result) -> str:
         groups.setdefault(work_text(row.cell), []).append(row)
     by_work = [
         {
-            "worst": ratio_text(group[0].ratio),
+            **_ratio(group[0].ratio, "worst"),
             "slower": str(sum(_verdict(row) == "slower" for row in group)),
             "rows": str(len(group)),
             "the worst of each work": cell_text(group[0].cell),
@@ -176,7 +176,11 @@ def sweep_text(result: Result) -> str:
     ]
     slower = sum(_verdict(row) == "slower" for row in rows)
     verdict = f"{slower} of {len(rows)} rows slower than torch"
-    shown = [table(worst, ("rounds", "torch", "ours")), table(by_work), verdict]
+    shown = [
+        table(worst, ("rounds", "torch", "ours", "quartiles")),
+        table(by_work, ("quartiles",)),
+        verdict,
+    ]
     return "\n\n".join([*shown, *([skipped(result.skips)] if result.skips else [])])
 
 
@@ -194,8 +198,8 @@ def compared(before: Result, after: Result) -> str:
     lines = [
         {
             "B / A": f"{b.ratio.median / a.ratio.median:.2f}",
-            "A: peer / ours": ratio_text(a.ratio),
-            "B: peer / ours": ratio_text(b.ratio),
+            **_ratio(a.ratio, "peer / ours: A"),
+            **_ratio(b.ratio, "B"),
             "ours A": seconds_text(a.ours.median),
             "ours B": seconds_text(b.ours.median),
             "A / B": f"{a.ours.median / b.ours.median:.2f}",
@@ -212,7 +216,7 @@ def compared(before: Result, after: Result) -> str:
         described.append(f"{letter}: {name}, {commit}{changed}, {result.date}: {result.command}")
     only_a, only_b = len(earlier) - len(both), len(later) - len(both)
     counted = f"{len(both)} rows in both, {only_a} in A alone, {only_b} in B alone"
-    shown = table(lines, ("A / B", "ours A", "ours B", "A: peer / ours"))
+    shown = table(lines, ("A / B", "ours A", "ours B", "quartiles", "peer / ours: A"))
     return "\n".join([*map(_cut, described), "", shown, "", counted])
 
 
