@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tools import static
 
         if chosen.output:
-            _require_writable(parser, chosen.output)
+            _require_writable(parser, chosen.output / "static.json")
         print(static.run(chosen.output))
         return 0
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if chosen.output and (lost := _lost(file, tasks)):
         parser.error(f"argument --output: {file} {lost}; name another folder, or --resume FILE")
-    _require_writable(parser, file.parent)
+    _require_writable(parser, file)
 
     before = result.elapsed_seconds
     try:
@@ -220,6 +220,11 @@ def _require_all(parser: Parser, chosen: argparse.Namespace) -> None:
             parser.error(f"{name} is not installed ({error}): pip install -e '.[bench]'")
     if chosen.compare or chosen.static:
         return
+    unused = {"--goals": ("saved", "cache"), "--sweep": ("peers",), "--resume": ("output",)}
+    for option, names in unused.items():
+        for name in names:
+            if getattr(chosen, option[2:]) and getattr(chosen, name):
+                parser.error(f"argument --{name}: not allowed with argument {option}")
     import torch
 
     if chosen.device == "cuda" and not torch.cuda.is_available():
@@ -231,12 +236,14 @@ def _require_all(parser: Parser, chosen: argparse.Namespace) -> None:
         parser.error(f"fused_sigmoid cannot be imported ({error}); build it with pip install -e .")
 
 
-def _require_writable(parser: Parser, folder: Path) -> None:
+def _require_writable(parser: Parser, file: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+        if file.exists():
+            file.open("r+b").close()
     except OSError as error:
-        parser.error(f"argument --output: cannot write in {folder}: {error.strerror}")
+        parser.error(f"argument --output: cannot write {file}: {error.strerror}")
 
 
 def _read(parser: Parser, option: str, path: Path) -> Result:
@@ -270,7 +277,8 @@ def _place(parser: Parser, chosen: argparse.Namespace, given: Sequence[str]) -> 
         machine=machine.describe(chosen.device),
         source=machine.commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=shlex.join(["python", "-m", "bench", *_without_output(given)]),
+        # Where it is written says nothing about a result, and would show the user's folders.
+        command=re.sub(r" --output[= ]('[^']*'|\S+)", "", f"python -m bench {shlex.join(given)}"),
         kind="goals" if chosen.goals else "sweep" if chosen.sweep else "grid",
     )
     if not chosen.resume:
@@ -278,11 +286,9 @@ def _place(parser: Parser, chosen: argparse.Namespace, given: Sequence[str]) -> 
         folder = chosen.output or (FOLDER / "quick" if chosen.quick else None)
         return result, (folder or _new_folder(machine.folder_name(chosen.device), name)) / name
     found = _read(parser, "--resume", chosen.resume)
-    same = {name: (found.machine.get(name), result.machine[name]) for name in ("name", "versions")}
-    same["settings"] = (found.machine.get("settings"), result.machine["settings"])
-    same |= {"kind": (found.kind, result.kind), "source": (found.source, result.source)}
-    for name, (was, now) in same.items():
-        if was != now:
+    was_all, now_all = ({**each.machine, **vars(each)} for each in (found, result))
+    for name in ("name", "versions", "settings", "kind", "source"):
+        if (was := was_all.get(name)) != (now := now_all[name]):
             parser.error(f"argument --resume: {chosen.resume} has {name} {was}; now it is {now}")
     found.interrupted = False
     return found, chosen.resume
@@ -295,16 +301,6 @@ def _new_folder(base: str, name: str) -> Path:
         count += 1
         folder = FOLDER / f"{base}-{count}"
     return folder
-
-
-def _without_output(given: Sequence[str]) -> list[str]:
-    """Where a result was written says nothing about it, and would show the user's folders."""
-    kept, skip = [], False
-    for word in given:
-        if not skip and word != "--output" and not word.startswith("--output="):
-            kept.append(word)
-        skip = word == "--output"
-    return kept
 
 
 # What is measured, how, and how it is shown.
@@ -321,7 +317,7 @@ def _tasks(chosen: argparse.Namespace) -> list[Task]:
     threads = (every_thread,) if on_gpu else (1,) if quick else (1, every_thread)
     threads = _once(chosen.threads or threads)
     if chosen.goals:
-        return list(filter(None, map(_narrowed(chosen), goals.plan(threads, chosen.device))))
+        return _narrowed(goals.plan(threads, chosen.device), chosen)
     sizes = SWEEP_SIZES if sweep else CUDA_SIZES if on_gpu else CPU_SIZES
     sizes = QUICK_SIZES["float32"] if quick else sizes
     by_dtype = QUICK_SIZES if quick else dict.fromkeys(DTYPES, sizes)
@@ -347,19 +343,16 @@ def _once(values: Iterable[Value]) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _narrowed(chosen: argparse.Namespace) -> Callable[[Task], Task | None]:
-    """A task without what the command line left out, or None."""
-
-    def narrow(task: Task) -> Task | None:
-        cell = task.cell
-        wanted = [(chosen.sizes, cell.size), (chosen.dtypes, cell.dtype)]
-        wanted += [(chosen.work, cell.work), (chosen.layouts, cell.layout)]
-        if not all(values is None or value in values for values, value in wanted):
-            return None
-        peers = (peer for peer in task.peers if peer in (COPY, *(chosen.peers or PEERS)))
-        return Task(cell, tuple(peers))
-
-    return narrow
+def _narrowed(tasks: Iterable[Task], chosen: argparse.Namespace) -> list[Task]:
+    """Those of the goals' tasks that the command line names."""
+    given = {"size": chosen.sizes, "dtype": chosen.dtypes, "work": chosen.work}
+    given |= {"layout": chosen.layouts}
+    peers = (COPY, *(chosen.peers or PEERS))
+    return [
+        Task(task.cell, tuple(peer for peer in task.peers if peer in peers))
+        for task in tasks
+        if all(not names or getattr(task.cell, of) in names for of, names in given.items())
+    ]
 
 
 def _run(chosen: argparse.Namespace, result: Result, file: Path) -> Run:
@@ -403,7 +396,7 @@ def run() -> int:
     codecs.register_error("plain", _plain)
     names = (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
     # Python itself takes C to mean UTF-8.
-    is_ascii = next(filter(None, names), "") in ("C", "POSIX") and not sys.stdout.isatty()
+    is_ascii = next(filter(None, names), "") in ("C", "POSIX")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="plain", **({"encoding": "ascii"} if is_ascii else {}))
     try:

@@ -65,18 +65,15 @@ def call_of(side: str, work: str, elements: int) -> Call:
         forward, pair = fused_sigmoid.sigmoid, fused_sigmoid.sigmoid_with_derivative
         module = fused_sigmoid.FusedSigmoid()
     # Nothing larger than they are was freed before: that would raise glibc's thresholds.
-    x = torch.randn(elements)
-    if work != "training":
-        return {"forward": lambda: forward(x), "pair": lambda: pair(x)}[work]
-    grad = torch.randn(elements)
-    x.requires_grad_()
+    x = torch.randn(elements, requires_grad=work == "training")
+    grad = torch.randn(elements) if work == "training" else None
 
     def step() -> None:
         x.grad = None
         y = module(x)
         y.backward(grad)
 
-    return step
+    return {"forward": lambda: forward(x), "pair": lambda: pair(x), "training": step}[work]
 
 
 def measure_alone(call: Call) -> dict[str, float]:
@@ -104,10 +101,10 @@ def _repeat(call: Call, seconds: float, least: int = 1, most: float = float("inf
 def measure(allocator: str, processes: int) -> list[Row]:
     """The works, sizes and numbers of threads; sides in turn, so that a slower machine is so for
     both."""
-    names = ("allocator", "work", "elements", "threads")
-    cells = product((allocator,), WORKS, ELEMENTS, THREADS)
     found: list[Row] = [
-        {**dict(zip(names, cell, strict=True)), "ours": [], "torch": []} for cell in cells
+        {"allocator": allocator, "work": work, "elements": elements, "threads": threads}
+        | {"ours": [], "torch": []}
+        for work, elements, threads in product(WORKS, ELEMENTS, THREADS)
     ]
     for _, row in product(range(processes), found):
         for side in ("torch", "ours"):

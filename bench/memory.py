@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from bench import report, results
+from bench import report, results, works
 from bench.buffers import make_buffers
 
 DTYPES = ("float32", "bfloat16")
@@ -40,7 +40,7 @@ def of_layer() -> list[dict[str, Any]]:
             "ours": _peak(FusedSigmoid(saved=saved), dtype),
             "torch": _peak(nn.Sigmoid(), dtype),
         }
-        tensor_bytes = SIZE * getattr(torch, dtype).itemsize
+        tensor_bytes = SIZE * works.DTYPES[dtype]
         found.append({"dtype": dtype, "saved": saved, "tensor_bytes": tensor_bytes, **peaks})
     return found
 
@@ -79,16 +79,15 @@ def of_loss(sizes: Sequence[int] = LOSS_SIZES) -> list[dict[str, Any]]:
     the forward pass, without the losses, and the peak at any time of the step."""
     from fused_sigmoid import binary_cross_entropy_with_logits as ours
 
-    rows = []
+    losses = {"ours": ours, "torch": F.binary_cross_entropy_with_logits}
+    rows: list[dict[str, Any]] = []
     for dtype, reduction, size in product(DTYPES, ("mean", "none"), sizes):
         cell = results.Cell("cpu", dtype, "loss-none", size, 1, "wall", "warm")
-        row = {"dtype": dtype, "reduction": reduction, "elements": size}
-        row |= {"tensor_bytes": size * getattr(torch, dtype).itemsize}
-        row["ours_kept"], ours_peak = _kept_and_peak(ours, cell, reduction)
-        row["torch_kept"], torch_peak = _kept_and_peak(
-            F.binary_cross_entropy_with_logits, cell, reduction
-        )
-        rows.append({**row, "ours_peak": ours_peak, "torch_peak": torch_peak})
+        rows.append({"dtype": dtype, "reduction": reduction, "elements": size})
+        rows[-1]["tensor_bytes"] = size * works.DTYPES[dtype]
+        for side, loss in losses.items():
+            kept, peak = _kept_and_peak(loss, cell, reduction)
+            rows[-1] |= {f"{side}_kept": kept, f"{side}_peak": peak}
     return rows
 
 
@@ -122,14 +121,13 @@ def allocations(call: Callable[[], object]) -> list[int]:
 
 def loss_text(rows: Sequence[dict[str, Any]]) -> str:
     """In tensors of the logits' size and dtype; numbers by themselves are less than a hundredth."""
-    heads = {"ours holds": "ours_kept", "torch holds": "torch_kept"}
-    heads |= {"ours, peak": "ours_peak", "torch, peak": "torch_peak"}
+    counted = ("ours_kept", "torch_kept", "ours_peak", "torch_peak")
     lines = []
     for row in rows:
+        tensors = {name.replace("_", ", "): row[name] / row["tensor_bytes"] for name in counted}
         line = {"dtype": row["dtype"], "reduction": row["reduction"]}
-        line["size"] = report.size_text(row["elements"])
-        tensors = {head: f"{row[name] / row['tensor_bytes']:.2f}" for head, name in heads.items()}
-        lines.append(line | tensors)
+        line |= {"size": report.size_text(row["elements"])}
+        lines.append(line | {name: f"{value:.2f}" for name, value in tensors.items()})
     return report.table(lines)
 
 

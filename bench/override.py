@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -58,12 +57,11 @@ def measure() -> dict[str, dict[str, float]]:
     """Median seconds a call with and without, and median ratios of rounds; on one thread."""
 
     def sampler(call: Call, block: Callable[[], AbstractContextManager[Any]]) -> timing.Sampler:
+        plain = timing.wall_sampler([call])
+
         def seconds(passes: int) -> float:
             with block():
-                start = time.perf_counter()
-                for _ in range(passes):
-                    call()
-                return time.perf_counter() - start
+                return plain.seconds(passes)
 
         return timing.Sampler(seconds, 1)
 
@@ -76,10 +74,13 @@ def measure() -> dict[str, dict[str, float]]:
             inside = sampler(call, override)
             without = timing.measure_pair(sampler(call, nullcontext), inside, effort)
             empty = timing.measure_pair(sampler(call, Empty), inside, effort)
-            found[name] = {"without": without.ours.median, "empty": empty.ours.median}
-            found[name] |= {"inside": without.theirs.median}
-            found[name] |= {"inside / without": without.ratio.median}
-            found[name] |= {"inside / empty": empty.ratio.median}
+            found[name] = {
+                "without": without.ours.median,
+                "empty": empty.ours.median,
+                "inside": without.theirs.median,
+                "inside / without": without.ratio.median,
+                "inside / empty": empty.ratio.median,
+            }
     finally:
         torch.set_num_threads(threads)
     return found

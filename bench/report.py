@@ -19,7 +19,7 @@ from bench.results import COPY, STREAMED_COPY, Cell, Result, Row, Skip, Spread
 
 PREFIXES = ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
 # Columns of words; the others are numbers, aligned at the right.
-WORDS = ("dtype", "saved", "peer", "binds", "verdict", "row", "call", "the worst of each work")
+WORDS = ("dtype", "saved", "peer", "binds", "verdict", "row", "call")
 # Of a sweep; the file holds all.
 SHOWN = 40
 
@@ -148,7 +148,7 @@ def goals_text(rows: Sequence[Row]) -> str:
 
 
 def sweep_text(result: Result) -> str:
-    """The worst rows beside torch, the worst of each work, and how many are slower."""
+    """The worst rows beside torch, and how many are slower."""
     rows = [row for row in result.rows if row.peer == "torch"]
     rows.sort(key=lambda row: row.ratio.median)
     worst = [
@@ -162,26 +162,10 @@ def sweep_text(result: Result) -> str:
         }
         for row in rows[:SHOWN]
     ]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(work_text(row.cell), []).append(row)
-    by_work = [
-        {
-            **_ratio(group[0].ratio, "worst"),
-            "slower": str(sum(_verdict(row) == "slower" for row in group)),
-            "rows": str(len(group)),
-            "the worst of each work": cell_text(group[0].cell),
-        }
-        for group in groups.values()
-    ]
     slower = sum(_verdict(row) == "slower" for row in rows)
     verdict = f"{slower} of {len(rows)} rows slower than torch"
-    shown = [
-        table(worst, ("rounds", "torch", "ours", "quartiles")),
-        table(by_work, ("quartiles",)),
-        verdict,
-    ]
-    return "\n\n".join([*shown, *([skipped(result.skips)] if result.skips else [])])
+    shown = table(worst, ("rounds", "torch", "ours", "quartiles"))
+    return "\n\n".join([shown, verdict, *([skipped(result.skips)] if result.skips else [])])
 
 
 def _verdict(row: Row) -> str:
