@@ -1,27 +1,25 @@
 """What a block of override() costs the calls in it, beside no block and beside a mode of torch that
-does nothing; recorded in override.json, from which docs/performance.md is filled.
+does nothing; recorded in bench/results/override.json.
 
     python -m bench.override [--write]
 
-Depends on torch and on timing when it measures, on the standard library and tabulate for the table.
+Depends on torch, on the package and on timing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+import torch
+from torch.overrides import TorchFunctionMode
 
-from bench import report
+from bench import report, results, timing
+from fused_sigmoid import override
 
-RECORD = Path(__file__).resolve().parent / "override.json"
 ROUNDS = 41
 # The size of the LSTM: small enough that the calls show, as they do where override() is a question.
 STEPS, BATCH, WIDTH = 20, 8, 32
@@ -29,11 +27,13 @@ STEPS, BATCH, WIDTH = 20, 8, 32
 Call = Callable[[], object]
 
 
+class Empty(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
 def works() -> dict[str, Call]:
     """What is timed, by the name it has in the table."""
-    import torch
-    from torch import Tensor
-
     x, a = torch.ones(1), torch.ones(1)
     inputs = torch.randn(STEPS, BATCH, WIDTH)
     weights = [torch.randn(WIDTH, 4 * WIDTH).mul_(0.1).requires_grad_() for _ in range(2)]
@@ -41,7 +41,7 @@ def works() -> dict[str, Call]:
     def training_step() -> None:
         hidden = cell = torch.zeros(BATCH, WIDTH)
         for given in inputs:
-            gates: list[Tensor] = list((given @ weights[0] + hidden @ weights[1]).chunk(4, 1))
+            gates = (given @ weights[0] + hidden @ weights[1]).chunk(4, 1)
             opened, forgotten, shown = (torch.sigmoid(gate) for gate in gates[:3])
             cell = forgotten * cell + opened * torch.tanh(gates[3])
             hidden = shown * torch.tanh(cell)
@@ -49,34 +49,19 @@ def works() -> dict[str, Call]:
         for weight in weights:
             weight.grad = None
 
-    return {
-        "`x + a`": lambda: x + a,
-        "`x.shape`": lambda: x.shape,
-        f"LSTM written by hand, a training step of {STEPS} x {BATCH} x {WIDTH}": training_step,
-    }
+    lstm = f"LSTM written by hand, a training step of {STEPS} x {BATCH} x {WIDTH}"
+    return {"`x + a`": lambda: x + a, "`x.shape`": lambda: x.shape, lstm: training_step}
 
 
 def measure() -> dict[str, dict[str, float]]:
     """Median seconds a call with and without, and median ratios of rounds; on one thread."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    from bench import timing
-    from fused_sigmoid import override
-
-    class Empty(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            return func(*args, **(kwargs or {}))
 
     def sampler(call: Call, block: Callable[[], AbstractContextManager[Any]]) -> timing.Sampler:
+        plain = timing.wall_sampler([call])
+
         def seconds(passes: int) -> float:
             with block():
-                start = time.perf_counter()
-                for _ in range(passes):
-                    call()
-                return time.perf_counter() - start
+                return plain.seconds(passes)
 
         return timing.Sampler(seconds, 1)
 
@@ -101,42 +86,24 @@ def measure() -> dict[str, dict[str, float]]:
     return found
 
 
-def markdown() -> str:
-    document = json.loads(RECORD.read_text(encoding="utf-8"))
-    made = report.origin_text(document, "python -m bench.override --write")
-    return f"{_table(document['seconds_a_call'], 'pipe')}\n\n{made}"
-
-
-def _table(found: Mapping[str, Mapping[str, float]], form: str) -> str:
-    lines = [
-        [
-            name,
-            *(f"{one[place] * 1e6:,.2f}" for place in ("without", "empty", "inside")),
-            *(f"{one[ratio]:.2f}" for ratio in ("inside / without", "inside / empty")),
-        ]
-        for name, one in found.items()
-    ]
-    times = ("no block (µs)", "empty mode (µs)", "override() (µs)")
-    head = ("call", *times, "over no block", "over empty mode")
-    aligned = ("left", *("right",) * 5)
-    return tabulate(lines, headers=head, tablefmt=form, colalign=aligned, disable_numparse=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.override", description="Time calls inside and outside of override()."
     )
-    parser.add_argument("--write", action="store_true", help=f"record them in {RECORD.name}")
+    parser.add_argument("--write", action="store_true", help="record them in override.json")
     chosen = parser.parse_args(arguments)
     found = measure()
-    print(_table(found, "simple"))
+    print("Microseconds a call, and ratios of them.")
+    print(report.table([{"call": name, **_texts(one)} for name, one in found.items()]))
     if chosen.write:
-        from bench import machine
-
-        document = {**machine.origin(), "seconds_a_call": found}
-        RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {RECORD}")
+        file = results.FOLDER / "override.json"
+        results.write_record(file, "python -m bench.override --write", seconds_a_call=found)
+        print(f"wrote {file}")
     return 0
+
+
+def _texts(one: dict[str, float]) -> dict[str, str]:
+    return {key: f"{value if '/' in key else value * 1e6:,.2f}" for key, value in one.items()}
 
 
 if __name__ == "__main__":

@@ -1,25 +1,30 @@
 """What a run found, and its file: rows, what was left out and why, machine, commit, command.
 
-One file a run, JSON with a line for each row; ``.json.gz`` is the same, compressed. Depends on the
-standard library and pandas.
+One file a run, JSON with a line for each row; ``.json.gz`` is the same, compressed. Depends on
+pandas where rows become a frame.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 3
 OURS = "fused_sigmoid"
 COPY = "copy_"
 STREAMED_COPY = "copy, non-temporal"
 COPIES = (COPY, STREAMED_COPY)
+# What reading another file than a result raises.
+NO_RESULT = (ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, zlib.error)
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
@@ -98,6 +103,8 @@ class Result:
 
 def frame(found: Sequence[Row] | Sequence[Skip]) -> pd.DataFrame:
     """A column for each field; those of the cell by their own names, "ours median" and so on."""
+    import pandas as pd
+
     lines = [
         {key.removeprefix("cell "): value for key, value in _flat(asdict(each)).items()}
         for each in found
@@ -148,17 +155,18 @@ def read(path: Path) -> Result:
     data = path.read_bytes()
     try:
         document = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-        schema = document.pop("schema", None)
-    except (ValueError, AttributeError, gzip.BadGzipFile) as error:
+        schema = document.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"its schema is {schema!r}, and this version reads {SCHEMA}")
+        for name, kind in (("rows", Row), ("skips", Skip)):
+            table = document[name]
+            document[name] = [
+                _unflat(kind, dict(zip(table["columns"], line, strict=True)))
+                for line in table["data"]
+            ]
+        return Result(**document)
+    except NO_RESULT as error:
         raise ValueError(f"{path} is no result of this benchmark: {error}") from error
-    if schema != SCHEMA:
-        raise ValueError(f"{path}: schema is {schema!r}; this version reads {SCHEMA}")
-    for name, kind in (("rows", Row), ("skips", Skip)):
-        table = document[name]
-        document[name] = [
-            _unflat(kind, dict(zip(table["columns"], line, strict=True))) for line in table["data"]
-        ]
-    return Result(**document)
 
 
 def _unflat(kind: type, line: dict[str, Any]) -> Any:
@@ -182,18 +190,18 @@ def write_record(path: Path, command: str, **content: Any) -> None:
 
 
 def record_section(path: Path, section: str, figures: dict[str, Any]) -> None:
-    """Keeps the figures of one check in the file, beside those of the others."""
+    """Keeps the figures of one long check in a file, beside those of the others."""
     from bench import machine
 
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     document[section] = {
-        "date": machine.origin()["date"],
+        "date": machine.today(),
         **machine.commit(),
-        "cpu": machine.device_name("cpu"),
-        "logical_cpus": machine.describe("cpu")["logical_cpus"],
+        "cpu": machine.cpu_model(),
+        "logical_cpus": os.cpu_count(),
         "versions": machine.versions(("torch", "triton", "hypothesis")),
         "figures": figures,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = {name: document[name] for name in sorted(document)}
+    ordered = dict(sorted(document.items()))
     path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
