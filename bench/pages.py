@@ -60,7 +60,9 @@ RATIO = "{ratio median:.2f}"
 QUARTILES = RATIO + " [{ratio first_quartile:.2f}, {ratio third_quartile:.2f}]"
 STATIC = ("sigmoid_value", "sigmoid_value_and_derivative", "sigmoid_backward")
 # Variants of the GPU kernels that decided something; the file has the others.
-VARIANTS = r"copy_|torch|(present|rounded|refined|no corr|hardware|entries|loads evict-f).*, (1024|256)/4"
+VARIANTS = (
+    r"copy_|torch|(present|rounded|refined|no corr|hardware|entries|loads evict-f).*, (1024|256)/4"
+)
 COUNTS = ("misrounded", "zeroed", "decreasing")
 
 
