@@ -96,10 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         result.interrupted = True
         print("\ninterrupted; writing what was measured", file=sys.stderr)
-    if chosen.device == "cuda" and chosen.goals and not result.interrupted:
-        from bench import memory
-
-        result.peak_memory = memory.of_layer()
     result.elapsed_seconds = round(before + time.perf_counter() - start, 1)
     results.write(result, file)  # Before printing, as a reader may have closed the pipe.
     print(_text(result))
@@ -375,14 +371,13 @@ def _run(chosen: argparse.Namespace, result: Result, file: Path) -> Run:
 
 
 def _text(result: Result) -> str:
-    from bench import memory, report
+    from bench import report
 
     if result.kind == "sweep":
         return report.sweep_text(result)
     if result.kind == "grid":
         return report.rows_text(result)
-    layer = f"\n\n{memory.layer_text(result.peak_memory)}" if result.peak_memory else ""
-    return report.goals_text(result.rows) + layer
+    return report.goals_text(result.rows)
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

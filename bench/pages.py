@@ -310,10 +310,10 @@ def loss_gradients(*labels: str) -> str:
 
 
 def wrong_labels() -> str:
-    from examples.wrong_labels import short_summary
+    from examples.wrong_labels import summary
 
     document = record("wrong_labels")
-    return plain(short_summary(document)) + of(document)
+    return plain(summary(document)) + of(document)
 
 
 def instructions(*works: str) -> str:

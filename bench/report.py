@@ -8,18 +8,18 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields
 from itertools import groupby
 
 from tabulate import tabulate
 
 from bench import goals
-from bench.results import COPY, STREAMED_COPY, Cell, Result, Row, Skip, Spread
+from bench.results import Cell, Result, Row, Skip, Spread
 
 PREFIXES = ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
 # Columns of words; the others are numbers, aligned at the right.
-WORDS = ("dtype", "saved", "peer", "binds", "verdict", "row", "call")
+WORDS = ("dtype", "saved", "peer", "verdict", "row", "call")
 # Of a sweep; the file holds all.
 SHOWN = 40
 
@@ -98,7 +98,6 @@ def terminal_width() -> int:
 def rows_text(result: Result) -> str:
     """Every row, a table for each dtype, work and thread count; then what was skipped."""
     tables: dict[str, list[Line]] = {}
-    binding = shares(result.rows)
     for row in sorted(result.rows, key=lambda row: row.cell.size):
         cell, of_copy = row.cell, row.copy_fraction
         title = f"{cell.dtype} {work_text(cell)}, {cell.device}, {place_text(cell)}, {cell.cache}"
@@ -110,10 +109,9 @@ def rows_text(result: Result) -> str:
             **_ratio(row.ratio),
             "ours GB/s": f"{row.bytes_moved / row.ours.median / 1e9:.3g}",
             "of copy_": "" if of_copy is None else f"{100 * of_copy:.0f} %",
-            "binds": binding[cell].binds if cell in binding else "",
         }
         tables.setdefault(f"{title} cache", []).append(line)
-    droppable = ("binds", "ours GB/s", "of copy_", "quartiles", "peer's", "ours")
+    droppable = ("ours GB/s", "of copy_", "quartiles", "peer's", "ours")
     parts = [f"{title}\n{table(lines, droppable)}" for title, lines in tables.items()]
     return "\n\n".join([*parts, *([skipped(result.skips)] if result.skips else [])])
 
@@ -202,59 +200,3 @@ def compared(before: Result, after: Result) -> str:
     counted = f"{len(both)} rows in both, {only_a} in A alone, {only_b} in B alone"
     shown = table(lines, ("A / B", "ours A", "ours B", "quartiles", "peer / ours: A"))
     return "\n".join([*map(_cut, described), "", shown, "", counted])
-
-
-# Which resource binds a row, decided from what was measured beside it. Up to this size a call's
-# fixed cost is all there is: a vector or two of arithmetic.
-LARGEST_OVERHEAD_SIZE = 64
-# A resource that explains so much of the time is what binds it; of overhead, which hides behind
-# nothing, half is enough.
-EXPLAINED = 0.75
-OVERHEAD_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Shares:
-    """The parts of a call's time that each resource would take alone; None where not measured."""
-
-    overhead: float | None
-    arithmetic: float
-    memory: float | None
-    page_faults: float | None
-
-    @property
-    def binds(self) -> str:
-        """Overhead first, as a copy has its own; then what explains the time, the larger first;
-        what neither explains is page faults where there were any."""
-        if self.overhead is not None and self.overhead >= OVERHEAD_SHARE:
-            return "call overhead"
-        most, name = max(
-            (self.arithmetic, "arithmetic in cache"), (self.memory or 0.0, "memory bandwidth")
-        )
-        if most >= EXPLAINED:
-            return name
-        if self.page_faults is None:
-            return "none of the measured"
-        return "page faults" if self.page_faults >= 1 else "none alone"
-
-
-def shares(rows: Iterable[Row]) -> dict[Cell, Shares]:
-    """Of every cell with a copy beside it: the plateau is the fewest ns per element at any size of
-    the same work, the overhead the time of the smallest, memory what the faster copy takes."""
-    streamed = {row.cell: row.ratio.median for row in rows if row.peer == STREAMED_COPY}
-    copies = [row for row in rows if row.peer == COPY]
-    stories: dict[Cell, dict[int, float]] = {}
-    for row in copies:
-        stories.setdefault(replace(row.cell, size=0), {})[row.cell.size] = row.ours.median
-    found = {}
-    for row in copies:
-        times, seconds = stories[replace(row.cell, size=0)], row.ours.median
-        smallest, plateau = min(times), min(time / size for size, time in times.items())
-        memory = [each for each in (row.copy_fraction, streamed.get(row.cell)) if each is not None]
-        found[row.cell] = Shares(
-            overhead=times[smallest] / seconds if smallest <= LARGEST_OVERHEAD_SIZE else None,
-            arithmetic=plateau * row.cell.size / seconds,
-            memory=min(memory, default=None),
-            page_faults=row.page_faults,
-        )
-    return found

@@ -98,7 +98,6 @@ class Result:
     interrupted: bool = False
     rows: list[Row] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
-    peak_memory: list[dict[str, Any]] = field(default_factory=list)  # see memory.py
 
 
 def frame(found: Sequence[Row] | Sequence[Skip]) -> pd.DataFrame:

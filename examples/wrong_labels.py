@@ -213,23 +213,6 @@ def failures(document: Mapping[str, Any]) -> list[str]:
 
 
 def summary(document: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A line for each setting, three numbers a cell: of the heads in the order of HEADS."""
-    by_head = trainings(document).groupby([*SETTING, "head"], sort=False)
-    accuracy = 100 * by_head["accuracy"].agg(["mean", "min"])
-    cells = pd.DataFrame(
-        {
-            "farthest wrong logit": by_head["largest_wrong_logit"].max().map(_short),
-            "largest gradient norm": by_head["largest_gradient_norm"].max().map(_short),
-            "final loss, mean": by_head["final_loss"].mean().map(_short),
-            "final loss, worst seed": by_head["final_loss"].max().map(_short),
-            "accuracy (%), mean": accuracy["mean"].map("{:.1f}".format),
-            "accuracy (%), worst seed": accuracy["min"].map("{:.1f}".format),
-        }
-    )
-    return _lines(cells.groupby(SETTING, sort=False).agg(" / ".join))
-
-
-def short_summary(document: Mapping[str, Any]) -> list[dict[str, str]]:
     """A line for each problem and precision, over its optimizers and seeds."""
     by_head = trainings(document).groupby([*SETTING[:2], "head"], sort=False)
     cells = {

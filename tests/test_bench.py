@@ -24,8 +24,6 @@ from bench import (
     fresh_processes,
     goals,
     layouts,
-    memory,
-    override,
     report,
     results,
     runs,
@@ -499,40 +497,6 @@ def test_sections_of_a_record_are_kept_beside_each_other(tmp_path: Path) -> None
 # Texts
 
 
-@pytest.mark.parametrize(
-    ("size", "seconds", "of_copy", "faults", "binds"),
-    [
-        (1, 1e-6, 0.9, 0.0, "call overhead"),
-        (2**10, 1.2e-6, 0.9, 0.0, "call overhead"),
-        (2**16, 1.3e-5, 0.4, 0.0, "arithmetic in cache"),
-        (2**20, 2.6e-4, 0.95, 0.0, "memory bandwidth"),
-        (2**24, 8e-3, 0.95, 0.0, "memory bandwidth"),
-        (2**24, 2e-2, 0.4, 4096.0, "page faults"),
-        (2**24, 2e-2, 0.4, 0.0, "none alone"),
-        (2**24, 2e-2, 0.4, None, "none of the measured"),
-    ],
-)
-def test_what_binds_is_what_explains_the_time(
-    size: int, seconds: float, of_copy: float, faults: float | None, binds: str
-) -> None:
-    def measured(size: int, seconds: float, of_copy: float, faults: float | None) -> Row:
-        found = row(COPY, seconds, of_copy * seconds, replace(CELL, size=size))
-        return replace(found, copy_fraction=of_copy, page_faults=faults)
-
-    others = [measured(1, 1e-6, 0.9, 0.0), measured(2**16, 1.3e-5, 0.4, 0.0)]
-    rows = [other for other in others if other.cell.size != size]
-    rows.append(measured(size, seconds, of_copy, faults))
-    assert report.shares(rows)[rows[-1].cell].binds == binds
-
-
-def test_the_faster_of_two_copies_is_the_roofline() -> None:
-    large = replace(CELL, size=2**24)
-    copies = [row(COPY, 4e-7, 2e-7), replace(row(COPY, 1e-2, 9e-3, large), copy_fraction=0.9)]
-    assert report.shares(copies)[large].binds == "memory bandwidth"
-    share = report.shares([*copies, row(STREAMED_COPY, 1e-2, 6e-3, large)])[large]
-    assert (share.memory, share.binds) == (0.6, "none of the measured")
-
-
 def test_a_sweep_shows_the_worst_first_and_calls_slower_what_three_quarters_of_rounds_say() -> None:
     def measured(size: int, ratio: float, third_quartile: float) -> Row:
         found = row("torch", 1.0, ratio, replace(CELL, size=size))
@@ -576,50 +540,6 @@ def test_tables_are_as_wide_as_the_terminal(columns: int, monkeypatch: pytest.Mo
 
 
 # What has a record of its own
-
-
-def test_what_override_costs_is_measured_and_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(results, "FOLDER", tmp_path)
-    monkeypatch.setattr(override, "ROUNDS", 1)
-    x = torch.ones(1)
-    calls = {"x.shape": lambda: x.shape, "torch.sigmoid(x)": lambda: torch.sigmoid(x)}
-    monkeypatch.setattr(override, "works", lambda: calls)
-    assert override.main(["--write"]) == 0
-    stored = json.loads((tmp_path / "override.json").read_text(encoding="utf-8"))["seconds_a_call"]
-    assert list(stored) == list(calls)
-    committed = json.loads((fresh_processes.RECORD.parent / "override.json").read_text())
-    assert [set(one) for one in stored.values()] == [
-        set(next(iter(committed["seconds_a_call"].values())))
-    ] * 2
-    assert all(value > 0 for found in stored.values() for value in found.values())
-    assert stored["x.shape"]["inside / without"] > 1
-    assert "torch.sigmoid(x)" in capsys.readouterr().out
-
-
-def test_memory_of_a_loss_is_counted_in_tensors() -> None:
-    def twice() -> None:
-        held = [torch.empty(1000), torch.empty(10)]
-        held.pop()
-        torch.empty(500)
-
-    assert memory.allocations(twice) == [4000, 40, -40, 2000, -2000, -4000]
-    rows = memory.of_loss(sizes=(2**14,))
-    assert len(rows) == 4
-    for found in rows:
-        # The gradient, which the backward pass returns; with it each loss, where there are any.
-        assert found["ours_kept"] == found["tensor_bytes"]
-        assert found["ours_peak"] <= found["torch_peak"]
-        if found["reduction"] == "mean":
-            assert found["ours_peak"] < 1.1 * found["tensor_bytes"] < found["torch_peak"]
-    assert memory.loss_text(rows).splitlines()[2].split()[:5] == [
-        "float32",
-        "mean",
-        "16",
-        "Ki",
-        "1.00",
-    ]
 
 
 def fresh_row(*ours: float, allocator: str = "glibc") -> fresh_processes.Row:

@@ -155,8 +155,8 @@ def test_a_stale_page_is_named_and_mended(
     [
         ("<!-- figures:begin sped cpu-new -->\n<!-- figures:end -->", "sped: accepted are speed-"),
         ("<!-- figures:begin speed cpu-old -->\n<!-- figures:end -->", "speed cpu-old: "),
-        ("<!-- figures:begin override 1 2 -->\n<!-- figures:end -->", "override 1 2: "),
-        ("<!-- figures:begin override -->\n", "no figures:end after it"),
+        ("<!-- figures:begin tested-releases 1 -->\n<!-- figures:end -->", "tested-releases 1: "),
+        ("<!-- figures:begin defects -->\n", "no figures:end after it"),
     ],
 )
 def test_a_marker_that_asks_for_what_is_not_there(folder: Path, text: str, message: str) -> None:
