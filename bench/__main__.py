@@ -269,12 +269,17 @@ def _place(parser: Parser, chosen: argparse.Namespace, given: Sequence[str]) -> 
     compared."""
     from bench import machine
 
+    # Where it is written says nothing about a result, and would show the user's folders.
+    words = [
+        word
+        for word, before in zip(given, ("", *given), strict=False)
+        if "--output" not in (word, before) and not word.startswith("--output=")
+    ]
     result = Result(
         machine=machine.describe(chosen.device),
         source=machine.commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        # Where it is written says nothing about a result, and would show the user's folders.
-        command=re.sub(r" --output[= ]('[^']*'|\S+)", "", f"python -m bench {shlex.join(given)}"),
+        command=shlex.join(["python", "-m", "bench", *words]),
         kind="goals" if chosen.goals else "sweep" if chosen.sweep else "grid",
     )
     if not chosen.resume:

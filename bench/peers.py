@@ -77,15 +77,18 @@ class Peer:
 # What the works are made of: a module, and the function of a loss of logits.
 
 
-def _module_calls(module: Callable[[Tensor], Tensor], of: Buffers, whole: Any = None) -> Calls:
-    """``whole``: the module before its loss as one function, where it is compiled as such."""
+def _before_bce(module: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     import torch.nn.functional as F
 
-    def bce(x: Tensor, labels: Tensor) -> Tensor:
+    def loss(x: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy(module(x), labels, reduction="sum")
 
-    loss = whole or bce
+    return loss
 
+
+def _module_calls(
+    module: Callable[[Tensor], Tensor], loss: Callable[[Tensor, Tensor], Tensor], of: Buffers
+) -> Calls:
     def train(x: Tensor, grad: Tensor) -> Any:
         module(x).backward(grad)
         return _taken_gradient(x)
@@ -136,9 +139,10 @@ def _ours(cell: Cell, saved: str | None = None) -> Bind:
     import fused_sigmoid as ours
 
     module = ours.FusedSigmoid(saved=saved or cell.saved)
+    bce = _before_bce(module)
     backward = torch.ops.fused_sigmoid.sigmoid_backward
     return lambda of: {
-        **_module_calls(module, of),
+        **_module_calls(module, bce, of),
         **_loss_calls(ours.binary_cross_entropy_with_logits, of),
         "forward": partial(ours.sigmoid, of.input, out=of.value),
         "pair": partial(ours.sigmoid_with_derivative, of.input),
@@ -158,54 +162,34 @@ def _streamed_copy(cell: Cell) -> Bind:
     return lambda of: partial(extension.copy_streamed, of.copy_target, of.copy_source)
 
 
-def _torch(cell: Cell) -> Bind:
+def _torch(cell: Cell, made: Callable[..., Any] = lambda function: function) -> Bind:
+    """``made`` of each of torch's functions, once for all sets of buffers: itself, or compiled."""
     import torch
     import torch.nn.functional as F
 
-    module, backward = torch.nn.Sigmoid(), torch.ops.aten.sigmoid_backward
+    module = torch.nn.Sigmoid()
+    bce = _before_bce(module)
+
+    def pair(x: Tensor) -> tuple[Tensor, Tensor]:
+        output = torch.sigmoid(x)
+        return output, output * (1 - output)
+
     return lambda of: {
-        **_module_calls(module, of),
-        **_loss_calls(F.binary_cross_entropy_with_logits, of),
-        "forward": partial(torch.sigmoid, of.input, out=of.value),
-        "pair": partial(_torchs_pair, of.input),
-        "backward": partial(backward, of.grad_output, of.value),
+        **_module_calls(made(module), made(bce), of),
+        **_loss_calls(made(F.binary_cross_entropy_with_logits), of),
+        "forward": partial(made(torch.sigmoid), of.input, out=of.value),
+        "pair": partial(made(pair), of.input),
+        "backward": partial(made(torch.ops.aten.sigmoid_backward), of.grad_output, of.value),
     }[cell.work]
-
-
-def _torchs_pair(x: Tensor) -> tuple[Tensor, Tensor]:
-    output = x.sigmoid()
-    return output, output * (1 - output)
 
 
 def _compiled(cell: Cell) -> Bind:
     """Compiled anew for every cell: shapes are static, as the peer would like them."""
     import torch
-    import torch.nn.functional as F
 
     torch._dynamo.reset()
-    # Once for all sets of buffers; only what is called is compiled.
-    compiled = cache(partial(torch.compile, dynamic=False))
-    module = torch.nn.Sigmoid()
-
-    def forward(x: Tensor, out: Tensor) -> Tensor:
-        return torch.sigmoid(x, out=out)
-
-    def backward(grad: Tensor, value: Tensor) -> Tensor:
-        return torch.ops.aten.sigmoid_backward(grad, value)
-
-    def bce(x: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy(module(x), labels, reduction="sum")
-
-    def loss(x: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-        return F.binary_cross_entropy_with_logits(x, labels, reduction=reduction)
-
-    return lambda of: {
-        **_module_calls(compiled(module), of, compiled(bce)),
-        **_loss_calls(compiled(loss), of),
-        "forward": partial(compiled(forward), of.input, of.value),
-        "pair": partial(compiled(_torchs_pair), of.input),
-        "backward": partial(compiled(backward), of.grad_output, of.value),
-    }[cell.work]
+    # A function is compiled when it is called, not before.
+    return _torch(cell, cache(partial(torch.compile, dynamic=False)))
 
 
 def _sigmoid_then_loss(cell: Cell) -> Bind:

@@ -128,7 +128,8 @@ def skipped(skips: Sequence[Skip]) -> str:
         works, dtypes = ({getattr(c, name): 1 for c in cells} for name in ("work", "dtype"))
         sizes = sorted({cell.size for cell in cells})
         span = " to ".join(size_text(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
-        where = f"{len(cells)} rows of {', '.join(works)}; {', '.join(dtypes)}; {span}"
+        count = f"{len(cells)} row{'s' * (len(cells) > 1)}"
+        where = f"{count} of {', '.join(works)}; {', '.join(dtypes)}; {span}"
         line = f"{peer}: {reason} ({where})"
         lines.append(textwrap.fill(line, min(terminal_width(), 100), subsequent_indent="    "))
     return "\n".join(lines)

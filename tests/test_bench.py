@@ -24,6 +24,7 @@ from bench import (
     fresh_processes,
     goals,
     layouts,
+    machine,
     report,
     results,
     runs,
@@ -485,6 +486,28 @@ def test_a_file_names_its_columns_once_and_keeps_a_line_a_row(tmp_path: Path) ->
     assert sum('"torch"' in line for line in text.splitlines()) == 3  # the version is one
 
 
+def test_results_and_pages_are_no_change_of_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=A", "-c", "user.email=a@b.c")
+        subprocess.run(("git", *identity, *arguments), cwd=tmp_path, check=True)
+
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.delenv("SOURCE_COMMIT", raising=False)
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "-m", "first")
+    for name in ("README.md", "docs/a.md", "bench/results/a.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        assert machine.commit()["dirty"] is False
+    (tmp_path / "bench/runs.py").touch()
+    found = machine.commit()
+    assert (len(found["commit"]), found["dirty"]) == (40, True)
+    monkeypatch.setenv("SOURCE_COMMIT", "abc")
+    assert machine.commit() == {"commit": "abc", "dirty": None}
+
+
 def test_sections_of_a_record_are_kept_beside_each_other(tmp_path: Path) -> None:
     for name in ("load", "fuzz", "load"):
         results.record_section(tmp_path / "record.json", name, {"calls": 3})
@@ -512,11 +535,11 @@ def test_a_sweep_shows_the_worst_first_and_calls_slower_what_three_quarters_of_r
 
 def test_two_results_are_compared_row_by_row_the_worst_first() -> None:
     before = some_result()
-    # The small rows twice as slow as they were, one large row faster, the other gone.
-    after = some_result(row("torch", 4e-6, 3e-6), row("torch", 1e-3, 5e-3, LARGER))
+    # The small row twice as fast as it was, the large one slower, the copies gone.
+    after = some_result(row("torch", 1e-6, 3e-6), row("torch", 4e-3, 5e-3, LARGER))
     lines = report.compared(before, after).splitlines()
     found = [[line.split()[at] for at in (0, 1, 4)] for line in lines[-4:-2]]
-    assert found == [["0.50", "1.50", "0.75"], ["2.00", "2.50", "5.00"]]
+    assert found == [["0.50", "2.50", "1.25"], ["2.00", "1.50", "3.00"]]
     assert lines[-1] == "2 rows in both, 2 in A alone, 0 in B alone"
 
 
@@ -533,6 +556,8 @@ def test_tables_are_as_wide_as_the_terminal(columns: int, monkeypatch: pytest.Mo
     full = [text() for text in texts]
     assert "[1.50, 1.50]" in full[0]
     monkeypatch.setenv("COLUMNS", str(columns))
+    # What is less needed goes before anything is cut.
+    assert (".." in texts[0]()) == (columns < 40)
     for text, whole in zip(texts, full, strict=True):
         tables = [line for line in text().splitlines() if "  " in line and "rows" not in line]
         assert max(map(len, tables)) <= columns

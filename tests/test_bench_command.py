@@ -4,6 +4,7 @@ and what it prints where."""
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -60,18 +61,21 @@ def change(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_a_small_run_of_the_library_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = found([*SMALL, "--peers", "torch", "flag_gems"], tmp_path)
+    folder = tmp_path / "it's here"
+    result = found([*SMALL, "--peers", "torch", "flag_gems"], folder)
     wanted = [(work, peer) for work in works.DEFAULT_WORKS for peer in (COPY, "torch")]
     assert [(r.cell.work, r.peer) for r in result.rows] == wanted
     assert all(r.ratio.median > 0 and r.copy_fraction for r in result.rows)
     assert [(s.cell.work, s.peer) for s in result.skips] == [
         (work, "flag_gems") for work in works.DEFAULT_WORKS
     ]
-    assert str(tmp_path) not in result.command
-    assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
+    assert result.command == shlex.join(
+        ["python", "-m", "bench", *SMALL, "--peers", "torch", "flag_gems"]
+    )
+    assert [path.name for path in folder.iterdir()] == ["grid.json"]
     shown = capsys.readouterr().out
     assert "flag_gems" in shown
-    assert f"wrote {tmp_path / 'grid.json'}\n12 rows" in shown
+    assert f"wrote {folder / 'grid.json'}\n12 rows" in shown
 
 
 @needs_avx2
