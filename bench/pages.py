@@ -125,8 +125,7 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     where = where.where(rows["device"] == "cpu", rows["clock"] + " time")
     elements = rows["size"].map(report.size_text)
     layout = (", " + rows["layout"]).where(rows["layout"] != "contiguous", "")
-    kept = "saved" if "saved" in rows else "layout"  # Goals are of what is saved by default.
-    saved = (", saved=" + rows[kept]).where((kept == "saved") & (rows[kept] != "auto"), "")
+    saved = (", saved=" + rows["saved"]).where(rows["saved"] != "auto", "")
     cell = rows["dtype"] + ", " + elements + ", " + where + layout + saved
     rank = rows["work"].map(list(WORKS).index)
     rows = rows.assign(where=where, elements=elements, cell=cell, rank=rank)
@@ -177,8 +176,8 @@ def speed(machine: str, *dtypes: str) -> str:
 
 def judged(machine: str) -> pd.DataFrame:
     rows = [row for result in found(machine, "goals") for row in result.rows]
-    found_ = described(goals.judged(rows))
-    return found_.assign(verdict=found_["met"].map({True: "met", False: "missed"}))
+    about = described(goals.judged(rows))
+    return about.assign(verdict=about["met"].map({True: "met", False: "missed"}))
 
 
 def goals_summary(machine: str) -> str:
@@ -188,10 +187,11 @@ def goals_summary(machine: str) -> str:
     for (work, peer), group in every.groupby(["work", "peer"], sort=False):
         worst = group.loc[(group["ratio median"] / group["goal"]).idxmin()]
         line = {"work": WORKS[work], "beside": peer, "goals": len(group), "met": sum(group["met"])}
-        missed = "" if worst["met"] else "{ratio median:.2f} of {goal:.2f}".format_map(worst)
-        lines.append(
-            line | {"missed by most": missed, "where": "" if worst["met"] else worst["cell"]}
-        )
+        line |= {"missed by most": "", "where": ""}
+        if not worst["met"]:
+            line["missed by most"] = "{ratio median:.2f} of {goal:.2f}".format_map(worst)
+            line["where"] = worst["cell"]
+        lines.append(line)
     counted = f"\n\n{sum(every['met'])} of {len(every)} goals are met."
     return plain(lines) + counted + measured(machine, "goals")
 
@@ -301,12 +301,11 @@ def gradient_accuracy() -> str:
     return plain(summary(document)) + of(document)
 
 
-def loss_gradients(*labels: str) -> str:
+def loss_gradients() -> str:
     from examples.loss_gradients import summary
 
     document = record("loss_gradients")
-    rows = [row for row in summary(document) if not labels or row["label"] in labels]
-    return plain(rows) + of(document)
+    return plain(summary(document)) + of(document)
 
 
 def wrong_labels() -> str:
@@ -324,7 +323,9 @@ def instructions(*works: str) -> str:
         if not works or (memory == "contiguous" and work in works):
             key = {"instruction set": instruction_set, "work": work, "memory": memory}
             lines.setdefault(tuple(key.values()), key)[dtype] = f"{count:.2f}"
-    return f"{plain(list(lines.values()))}\n\nInstructions an element, by {document['compiler']}."
+    return (
+        f"{plain(list(lines.values()))}\n\nCompiled by {document['compiler']}; {source(document)}."
+    )
 
 
 def fresh_processes(extent: str = "") -> str:
@@ -373,7 +374,8 @@ def static(capability: str = "90") -> str:
     columns |= {"arithmetic / memory": "{share:.0f} %", "bound": "{bound}"}
     gpu = "{gpu}: {multiprocessors} multiprocessors, {clock:.3g} Hz, {bandwidth:.3g} bytes/s"
     gpu = gpu.format_map(document["architectures"][capability])
-    return f"{table(rows, columns)}\n\n{gpu}. Compiled by Triton {document['triton']}."
+    made = f"Compiled by Triton {document['triton']}; {source(document)}."
+    return f"{table(rows, columns)}\n\n{gpu}. {made}"
 
 
 def gpu_variants() -> str:
