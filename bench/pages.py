@@ -158,7 +158,8 @@ def speed_summary(*machines: str) -> str:
                 line[f"{MACHINES[machine]}, {dtype}"] = RATIO.format_map(row)
     heads = dict.fromkeys(key for line in lines.values() for key in line)
     whole = [{head: line.get(head, "") for head in heads} for line in lines.values()]
-    return plain(whole) + "".join(measured(machine, "grid", "goals") for machine in machines)
+    made = (measured(machine, "grid", "goals").strip() for machine in machines)
+    return f"{plain(whole)}\n\n{' '.join(made)}"
 
 
 def speed(machine: str, *dtypes: str) -> str:
@@ -295,10 +296,10 @@ def draw_speed(machine: str, path: Path) -> None:
 
 
 def gradient_accuracy() -> str:
-    from examples.gradient_accuracy import summary
+    from examples.gradient_accuracy import LIMIT, summary
 
     document = record("gradient_accuracy")
-    return plain(summary(document)) + of(document)
+    return f"{plain(summary(document))}{of(document)} Inputs are |x| up to {LIMIT:g}."
 
 
 def loss_gradients() -> str:
