@@ -153,7 +153,12 @@ def _parser() -> Parser:
     add("--row-seconds", type=_seconds, metavar="S", help="no further round of a row past this")
     add("--time-limit", type=_limit, metavar="S", help="no further row past this")
     add = parser.add_argument_group("where to").add_argument
-    add("--output", type=Path, metavar="FOLDER", help="default: bench/results/<device>-<date>/")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="default: bench/results/<device>-<name>-<date>/",
+    )
     add("--resume", type=Path, metavar="FILE", help="add what is missing to this result file")
     add("--no-progress", action="store_true")
     return parser

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a visit to a machine with a GPU runs, which may end at any moment:
+# What a visit to a machine with a GPU runs; it may end at any moment:
 #
 #     bench/gpu_visit.sh first|second [SECONDS]       default: 240, 350
 #
@@ -7,8 +7,9 @@
 # second: tests, every goal, the errors over all numbers, a grid of sizes, what Triton's launches
 #         cost, the GPU's counters, a memory checker.
 # It leaves summary.txt, report.tar.gz with every log, and results in $OUT (gpu-report/first and
-# second). Copy goals.json, grid.json, check.json and by-triton.json into bench/results/<machine>/,
-# the kernels' lines of logs/counters.log as counters.txt, and run `make figures`.
+# second). Of the second, copy goals.json, grid.json, check.json and by-triton.json into
+# bench/results/<machine>/, the kernels' lines of logs/counters.log as counters.txt, and run
+# `make figures`. The goals of the first are a part of these.
 #
 # The parts go by their worth, each within its own time, the rest of SECONDS at the most; one that
 # fails stops no other, and after each the archive is packed anew. No network is needed. PYTHON names

@@ -1,4 +1,4 @@
-"""The one renderer: writes every table of results that README.md and docs/ show, a page and a
+"""The one renderer of results: writes every table that README.md and docs/ show, and a page and a
 picture for each machine, from the committed files in bench/results. Measures nothing.
 
     python -m bench.pages             write what is not as the results have it
@@ -72,7 +72,7 @@ class BadBlockError(ValueError):
 
 def plain(rows: Sequence[Json]) -> str:
     """Markdown: the keys are the heads; numbers stand to the right."""
-    lines = [[str(cell) for cell in row.values()] for row in rows]
+    lines = [[str(cell).replace("|", "\\|") for cell in row.values()] for row in rows]
     columns = zip(*lines, strict=True)
     aligned = ["right" if all(map(NUMBER.fullmatch, column)) else "left" for column in columns]
     form: Json = {"tablefmt": "pipe", "colalign": aligned, "disable_numparse": True}
@@ -137,7 +137,8 @@ def measured(machine: str, *kinds: str) -> str:
     each = found(machine, *kinds)
     facts = each[0].machine
     sources = sorted({source({**result.source, "date": result.date}) for result in each})
-    return f"\n\n{facts['name']}, torch {facts['versions']['torch']}; {'; '.join(sources)}."
+    device = facts["name"] if machine.startswith("cuda") else MACHINES[machine]
+    return f"\n\n{device}, torch {facts['versions']['torch']}; {'; '.join(sources)}."
 
 
 def speed_summary(*machines: str) -> str:
@@ -205,9 +206,10 @@ def sweep(machine: str, *by: str) -> str:
     for key, group in rows.groupby(list(by or ("work",)), sort=False):
         worst = group.loc[group["ratio median"].idxmin()]
         slower = sum(group["ratio third_quartile"] < 1)
-        line = dict(zip(by or ("work",), key, strict=True)) | {"cells": len(group)}
+        line = {"work": WORKS[key[0]], **dict(zip(by[1:], key[1:], strict=True))}
+        line["cells"] = len(group)
         line |= {"slower than torch": slower, "worst": QUARTILES.format_map(worst)}
-        lines.append(line | {"where": worst["cell"]})
+        lines.append({**line, "where": worst["cell"]})
     return plain(lines) + measured(machine, "sweep")
 
 
@@ -218,7 +220,9 @@ def machine_page(machine: str) -> str:
         "Every row that the short tables of the [README](../../../README.md) and of"
         " [docs/](../../../docs/performance.md) are taken from, written by `make figures` from the"
         " files beside this page. A ratio is the peer's time over ours, the median of the rounds"
-        " with its quartiles; above 1 ours is faster.",
+        " with its quartiles; above 1 ours is faster. Peers are rows of `bench/peers.py`; copies"
+        " move as many bytes as the work; torch+thp and torch+avx2 run in processes of their own,"
+        " with huge pages for torch and without AVX-512. What is blank was not measured.",
     ]
     place = {"dtype": "{dtype}", "work": "{work}", "on": "{where}", "size": "{elements}"}
     facts = []
@@ -228,14 +232,14 @@ def machine_page(machine: str) -> str:
         facts.append(f"- {result.kind}: {result.machine['name']}; {made}; {packages}")
     parts.append("\n".join(facts))
     if found(machine, "goals"):
-        rows = judged(machine)
+        rows = judged(machine).sort_values("met", kind="stable")
         columns = {**place, "layout": "{layout}", "peer": "{peer}", "goal": "{goal:.2f}"}
         columns |= {"ratio": QUARTILES, "verdict": "{verdict}"}
-        parts += [f"## Goals: {sum(rows['met'])} of {len(rows)} met"]
+        parts += [f"## Goals: {sum(rows['met'])} of {len(rows)} met, the missed first"]
         parts += [table(rows.to_dict("records"), columns)]
     if found(machine, "grid"):
         grid = frame(machine, "grid").sort_values(["dtype", "rank", "where", "size"])
-        parts += ["## Speed by size, beside peers and a copy of as many bytes"]
+        parts += ["## Times of peers and copies over ours, by size"]
         parts += [_speed_of_peers(grid, place)]
     if found(machine, "sweep"):
         parts += ["## Sweep", sweep(machine, "work", "saved", "layout")]
@@ -355,7 +359,7 @@ def fresh_processes(extent: str = "") -> str:
             text = f"{slowest:.2f}; {sum(map(fast_processes, rows))} of {processes}"
             if extent:
                 text += "; {ours:,.0f} / {torch:,.0f} faults".format_map(medians[1])
-            heads = dict(zip(("work", "size", "threads"), key, strict=False))
+            heads = dict(zip(("work", "size", "threads"), (WORKS[key[0]], *key[1:]), strict=False))
             lines.setdefault(key, heads)[allocator] = text
     made = "; ".join(f"{name} {source(run)}" for name, run in document["allocators"].items())
     facts = f"\n\n{document['cpu']}, torch {document['torch']}; {made}."
@@ -505,7 +509,7 @@ LONG_CHECKS = {
     "programs": "random programs, {name}: {programs:,}; {compared:,} tensors compared",
     "threads": "{calls:,} calls by {threads} Python threads: {wrong} wrong results",
     "small_calls": "{calls:,} small calls: memory grew by {grown:,.0f} KiB",
-    "large_steps": "{calls:,} training steps of {elements:,} elements: by {grown:,.0f} KiB",
+    "large_steps": "{calls:,} steps of {elements:,} elements: memory grew by {grown:,.0f} KiB",
     "training": "{steps:,} training steps beside nn.Sigmoid: losses within"
     " {largest_relative_difference:.1e}",
 }
@@ -524,7 +528,7 @@ def long_checks() -> str:
             said = LONG_CHECKS[name if section == "load" else section].format(name=name, **row)
             minutes = f"{row['seconds'] / 60:.1f}"
             line = {"check": said, "minutes": minutes, "on": document["cpu"]}
-            lines.append({**line, "of": source(document)})
+            lines.append({**line, "code of": source(document)})
     return plain(lines)
 
 
