@@ -168,6 +168,7 @@ def speed(machine: str, *dtypes: str) -> str:
     rows = frame(machine, "grid", peer="torch", layout="contiguous", saved="auto")
     rows = rows[rows["where"].isin(["1 thread", "device time"]) & rows["dtype"].isin(dtypes)]
     sizes = rows.sort_values("size")["elements"].unique()
+    rows = rows.assign(named=rows["dtype"].map(dtypes.index)).sort_values(["rank", "named"])
     lines = []
     for (work, dtype), group in rows.groupby(["work", "dtype"], sort=False):
         by_size = dict(zip(group["elements"], group["ratio median"], strict=True))
@@ -238,7 +239,8 @@ def machine_page(machine: str) -> str:
         parts += [f"## Goals: {sum(rows['met'])} of {len(rows)} met, the missed first"]
         parts += [table(rows.to_dict("records"), columns)]
     if found(machine, "grid"):
-        grid = frame(machine, "grid").sort_values(["dtype", "rank", "where", "size"])
+        grid = frame(machine, "grid", layout="contiguous", saved="auto")
+        grid = grid.sort_values(["dtype", "rank", "where", "size"])
         parts += ["## Times of peers and copies over ours, by size"]
         parts += [_speed_of_peers(grid, place)]
     if found(machine, "sweep"):
