@@ -269,7 +269,7 @@ def draw_speed(machine: str, path: Path) -> None:
     rows = frame(machine, "grid", peer="torch", layout="contiguous", saved="auto")
     rows = rows[rows["where"].isin(["1 thread", "device time"])].sort_values("size")
     works = [w for w in ("forward", "pair", "training", "loss") if w in set(rows["work"])]
-    figure = Figure(figsize=(2.7 * len(works) + 0.6, 3.3), layout="constrained")
+    figure = Figure(figsize=(2.7 * len(works) + 0.6, 3.5), layout="constrained")
     panels = figure.subplots(1, len(works), sharey=True)
     for work, panel in zip(works, panels, strict=True):
         mine = rows[rows["work"] == work]
@@ -287,7 +287,10 @@ def draw_speed(machine: str, path: Path) -> None:
         panel.yaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.grid(alpha=0.3)
-        panel.set_title(WORKS[work], fontsize=10)
+        low, high = mine["ratio median"].agg(["min", "max"])
+        panel.set_title(
+            f"{WORKS[work]}:\n{low:.2f} to {high:.2f} times torch's speed", fontsize=9.5
+        )
         panel.set_xlabel("elements")
     panels[0].set_ylabel("times faster than torch")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -393,7 +396,8 @@ def gpu_variants() -> str:
     names = dict.fromkeys(name for entry in entries for name in entry["microseconds"])
     lines = []
     for name in filter(re.compile(VARIANTS).fullmatch, names):
-        line = {"128 MiB a tensor, µs": name}
+        shown = name.replace("present", "as of that commit")
+        line = {"128 MiB a tensor, µs": shown}
         for entry in entries:
             time = entry["microseconds"].get(name)
             line[f"{entry['work']} {entry['dtype']}"] = f"{time:.1f}" if time else ""

@@ -205,8 +205,9 @@ def _draw_derivatives(axes: Axes, by_module: Mapping[str, Mapping[str, Any]]) ->
     axes.set_ylim(floor, 20)
     axes.set_xlim(-LIMIT, LIMIT)
     axes.set_xlabel("x")
+    axes.set_ylabel("gradient, float32")
     tanh, sigmoid = (_number(by_module[name]["zero_right"]) for name in ("nn.Tanh", TORCH))
-    title = "Float32 gradients become 0: nn.ReLU's below 0,\nnn.Tanh's at |x| = {}, {}'s at x = {}"
+    title = "Gradients become 0: nn.ReLU's below 0,\nnn.Tanh's at |x| = {}, {}'s at x = {}"
     record.finish(axes, title.format(tanh, TORCH, sigmoid))
 
 
