@@ -390,7 +390,12 @@ ONE_WRONG_RESULT = [
 ]
 
 
-@pytest.mark.parametrize("wrong", ONE_WRONG_RESULT, ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    ONE_WRONG_RESULT,
+    # Without the function: its address would differ in each process of the suite.
+    ids=lambda case: " ".join(str(part) for part in case if not callable(part)),
+)
 def test_one_wrong_result(wrong: Any, sound: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     function, dtype, x, change, missed, first = wrong
     plant(monkeypatch, {function: at(x, dtype, change)})
