@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -96,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         result.interrupted = True
         print("\ninterrupted; writing what was measured", file=sys.stderr)
-    result.elapsed_seconds = round(before + time.perf_counter() - start, 1)
-    results.write(result, file)  # Before printing, as a reader may have closed the pipe.
+    finally:  # Whatever ends the run, such as a reader that closed the pipe of the progress.
+        result.elapsed_seconds = round(before + time.perf_counter() - start, 1)
+        results.write(result, file)
     print(_text(result))
     print(f"\nwrote {file}\n{len(result.rows)} rows, {time.perf_counter() - start:.0f} s")
     if result.interrupted:
@@ -387,7 +389,7 @@ def _text(result: Result) -> str:
         return report.sweep_text(result)
     if result.kind == "grid":
         return report.rows_text(result)
-    return report.goals_text(result.rows)
+    return report.goals_text(result.rows, result.skips)
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -404,6 +406,8 @@ def run() -> int:
     is_ascii = next(filter(None, names), "") in ("C", "POSIX")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="plain", **({"encoding": "ascii"} if is_ascii else {}))
+    # A batch system's way to end a run keeps what was measured, too.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         try:
             return main()

@@ -158,14 +158,13 @@ def table(rows: Sequence[Row]) -> str:
 
 def keep(allocator: str, rows: Sequence[Row]) -> None:
     """In the record, beside the other allocators' rows."""
-    from bench import machine
+    from bench import machine, results
 
     document = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    document |= {"cpu": machine.cpu_model(), **machine.versions(("torch",))}
-    run = {"date": machine.today(), **machine.commit(), "rows": rows}
-    kept = {**document.get("allocators", {}), allocator: run}
+    made = {**machine.origin(), "rows": rows}
+    kept = {**document.get("allocators", {}), allocator: made}
     document["allocators"] = {name: kept[name] for name in ALLOCATORS if name in kept}
-    RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    results.replace(RECORD, json.dumps(document, indent=1).encode() + b"\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(int(threads))
         print(json.dumps(measure_alone(call_of(side, work, int(elements)))))
         return 0
+    if chosen.processes < 1:
+        parser.error("argument --processes: accepted are whole numbers from 1")
     missed = 0
     for allocator in chosen.allocators:
         rows = measure(allocator, chosen.processes)

@@ -138,7 +138,8 @@ def measured(machine: str, *kinds: str) -> str:
     facts = each[0].machine
     sources = sorted({source({**result.source, "date": result.date}) for result in each})
     device = facts["name"] if machine.startswith("cuda") else MACHINES[machine]
-    return f"\n\n{device}, torch {facts['versions']['torch']}; {'; '.join(sources)}."
+    torch = " and ".join(sorted({result.machine["versions"]["torch"] for result in each}))
+    return f"\n\n{device}, torch {torch}; {'; '.join(sources)}."
 
 
 def speed_summary(*machines: str) -> str:
@@ -269,6 +270,8 @@ def draw_speed(machine: str, path: Path) -> None:
     rows = frame(machine, "grid", peer="torch", layout="contiguous", saved="auto")
     rows = rows[rows["where"].isin(["1 thread", "device time"])].sort_values("size")
     works = [w for w in ("forward", "pair", "training", "loss") if w in set(rows["work"])]
+    if not works:
+        return
     figure = Figure(figsize=(2.7 * len(works) + 0.6, 3.5), layout="constrained")
     panels = figure.subplots(1, len(works), sharey=True)
     for work, panel in zip(works, panels, strict=True):
@@ -333,9 +336,8 @@ def instructions(*works: str) -> str:
         if not works or (memory == "contiguous" and work in works):
             key = {"instruction set": instruction_set, "work": work, "memory": memory}
             lines.setdefault(tuple(key.values()), key)[dtype] = f"{count:.2f}"
-    return (
-        f"{plain(list(lines.values()))}\n\nCompiled by {document['compiler']}; {source(document)}."
-    )
+    made = f"Compiled by {document['compiler']}; tests/test_instructions.py counts them anew."
+    return f"{plain(list(lines.values()))}\n\n{made}"
 
 
 def fresh_processes(extent: str = "") -> str:
@@ -366,9 +368,11 @@ def fresh_processes(extent: str = "") -> str:
                 text += "; {ours:,.0f} / {torch:,.0f} faults".format_map(medians[1])
             heads = dict(zip(("work", "size", "threads"), (WORKS[key[0]], *key[1:]), strict=False))
             lines.setdefault(key, heads)[allocator] = text
-    made = "; ".join(f"{name} {source(run)}" for name, run in document["allocators"].items())
-    facts = f"\n\n{document['cpu']}, torch {document['torch']}; {made}."
-    return plain(list(lines.values())) + facts
+    names: dict[str, list[str]] = {}
+    for name, run in document["allocators"].items():
+        names.setdefault(of(run).strip(), []).append(name)
+    made = " ".join(f"{', '.join(each)}: {facts}" for facts, each in names.items())
+    return f"{plain(list(lines.values()))}\n\n{made}"
 
 
 def static(capability: str = "90") -> str:

@@ -135,7 +135,7 @@ def skipped(skips: Sequence[Skip]) -> str:
     return "\n".join(lines)
 
 
-def goals_text(rows: Sequence[Row]) -> str:
+def goals_text(rows: Sequence[Row], skips: Sequence[Skip] = ()) -> str:
     about = goals.judged(rows)
     lines = []
     for row in about.to_dict("records"):
@@ -143,7 +143,8 @@ def goals_text(rows: Sequence[Row]) -> str:
         quartiles = Spread(*(row[f"ratio {each.name}"] for each in fields(Spread)))
         line = {"verdict": "met" if row["met"] else "missed", "goal": f"{row['goal']:.2f}"}
         lines.append(line | _ratio(quartiles) | {"peer": row["peer"], "row": cell_text(cell)})
-    return f"{table(lines, ('quartiles',))}\n{sum(about['met'])} of {len(about)} met"
+    counted = f"{table(lines, ('quartiles',))}\n{sum(about['met'])} of {len(about)} met"
+    return "\n\n".join([counted, *([skipped(skips)] if skips else [])])
 
 
 def sweep_text(result: Result) -> str:

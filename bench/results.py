@@ -135,10 +135,20 @@ def write(result: Result, path: Path) -> None:
         else:
             lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
     text = "{\n" + ",\n".join(lines) + "\n}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
     # No time in the compressed file: the same result gives the same bytes.
     data = text.encode()
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    replace(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """At once: a full disk or the end of the process leaves the file that was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_bytes(data)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _rounded(row: Sequence[Any]) -> list[Any]:
@@ -185,7 +195,7 @@ def write_record(path: Path, command: str, **content: Any) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {**machine.origin(), "command": command, **content}
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace(path, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def record_section(path: Path, section: str, figures: dict[str, Any]) -> None:
@@ -203,4 +213,4 @@ def record_section(path: Path, section: str, figures: dict[str, Any]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = dict(sorted(document.items()))
-    path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    replace(path, json.dumps(ordered, indent=1).encode() + b"\n")

@@ -896,3 +896,11 @@ def test_confident_negatives_are_counted_where_torch_loses_them() -> None:
     assert F.binary_cross_entropy_with_logits(x, t) == 0
     loss = binary_cross_entropy_with_logits(x, t).item()
     assert loss == pytest.approx(truth, rel=2**-8)
+
+
+def test_composed_probability_keeps_its_tail() -> None:
+    """What a GPU without Triton runs; ATen's sigmoid of the first two is 0."""
+    logits = torch.tensor([-100.0, -90.0, 0.0, 90.0, math.inf, -math.inf, math.nan])
+    composed = extension.composed_loss(logits, torch.zeros(7), None, None, 0, False, True)
+    exact = torch.tensor([3.720076e-44, 8.194013e-40, 0.5, 1.0, 1.0, 0.0, math.nan])
+    torch.testing.assert_close(composed[1], exact, rtol=1e-5, atol=0, equal_nan=True)
