@@ -87,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.time_limit == 0:
         print(f"{sum(len(task.peers) for task in tasks)} rows; a time limit of 0 measures none")
         return 0
-    if chosen.output and (lost := _lost(file, tasks)):
-        parser.error(f"argument --output: {file} {lost}; name another folder, or --resume FILE")
+    if chosen.output and file.exists():
+        parser.error(f"argument --output: {file} is there; name another folder, or --resume FILE")
     _require_writable(parser, file)
 
     before = result.elapsed_seconds
@@ -256,19 +256,6 @@ def _read(parser: Parser, option: str, path: Path) -> Result:
         parser.error(f"argument {option}: {path}: {error.strerror}")
     except ValueError as error:
         parser.error(f"argument {option}: {error}")
-
-
-def _lost(file: Path, tasks: Iterable[Task]) -> str | None:
-    """What a file there holds that the tasks would not measure anew."""
-    if not file.exists():
-        return None
-    try:
-        found = results.read(file)
-    except (OSError, ValueError):
-        return "is no result that this version reads"
-    measured = {(task.cell, peer) for task in tasks for peer in task.peers}
-    lost = sum((row.cell, row.peer) not in measured for row in found.rows)
-    return f"holds {lost} rows that this run does not measure" if lost else None
 
 
 def _place(parser: Parser, chosen: argparse.Namespace, given: Sequence[str]) -> tuple[Result, Path]:
