@@ -1,6 +1,9 @@
 # Everything runs in .venv, which the first target that needs it makes. PYTHON names the
-# interpreter to make it with (3.10 or newer).
+# interpreter to make it with (3.10 or newer); TORCH and TRITON other releases than those pinned in
+# requirements-dev.txt.
 PYTHON ?= python3
+TORCH ?=
+TRITON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
@@ -14,7 +17,8 @@ help: ## list these verbs
 $(VENV)/.environment: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -r requirements-dev.txt
+	sed $(if $(TORCH),-e 's/^torch==.*/torch==$(TORCH)/') $(if $(TRITON),-e 's/^triton==.*/triton==$(TRITON)/') -e '' requirements-dev.txt > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -r $(VENV)/requirements.txt
 	@touch $@
 
 $(VENV)/.build: $(VENV)/.environment $(SOURCES)
@@ -34,31 +38,29 @@ test: build ## the whole test suite
 # Oldest and newest torch, and every Python with the pinned one. Gigabytes of downloads each.
 MATRIX ?= 3.11:2.11.0 3.11:2.14.1 3.10:2.13.0 3.12:2.13.0 3.13:2.13.0
 test-matrix: build ## the suite with other releases of torch and Python
-	$(BIN)/python tests/matrix.py $(MATRIX) --output docs/figures/compatibility.json
-	$(BIN)/python -m bench.compatibility docs/figures/compatibility.json --write docs/compatibility.md
+	$(BIN)/python -m tools.matrix $(MATRIX)
 
 # The torch-free kernels under sanitizers, about a minute of two cores; needs g++ alone.
 sanitize: $(VENV)/.environment ## the kernels under address, undefined-behaviour and thread sanitizers
 	$(BIN)/python -m tests.native.run sanitize
 
-# Long runs, which leave their figures for docs/reliability.md. The fuzz target needs clang.
-RELIABILITY := docs/figures/reliability.json
+# Long runs, which leave their figures in bench/results/reliability.json. The fuzz target needs clang.
 EXECUTIONS ?= 10000000
 fuzz: build ## kernels under libFuzzer, the Python face by hypothesis and programs; 45 minutes
-	$(BIN)/python -m tests.native.run fuzz --executions $(EXECUTIONS) --record $(RELIABILITY)
-	$(BIN)/python -m tests.native.run properties --record $(RELIABILITY)
-	$(BIN)/python -m tests.fuzz_programs --record $(RELIABILITY)
+	$(BIN)/python -m tests.native.run fuzz --executions $(EXECUTIONS) --write
+	$(BIN)/python -m tests.native.run properties --write
+	$(BIN)/python -m tests.fuzz_programs --write
 
 load: build ## threads, calls and training steps for a quarter of an hour, results checked
-	$(BIN)/python -m tests.load --record $(RELIABILITY)
+	$(BIN)/python -m tools.load --write
 
 defects: build ## plant known defects in copies and see which check sees which; half an hour
-	$(BIN)/python -m tests.defects --record $(RELIABILITY)
+	$(BIN)/python -m tools.defects --write
 
 # pip-audit has an environment of its own: it would put its dependencies into the lock.
 AUDIT := build/audit
 audit: build ## write the development lock with licences; known vulnerabilities, by pip-audit
-	$(BIN)/python -m tests.dependencies requirements-lock.txt
+	$(BIN)/python -m tools.dependencies requirements-lock.txt
 	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(AUDIT)/bin/pip-audit --requirement requirements-lock.txt --no-deps --disable-pip
@@ -66,32 +68,32 @@ audit: build ## write the development lock with licences; known vulnerabilities,
 dist: build ## a wheel and a source distribution, each tried in an empty environment
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist
-	$(BIN)/python tests/try_distribution.py dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m tools.try_distribution dist/*.whl dist/*.tar.gz
 
 # The folder in bench/results that today's benchmark writes; MACHINE=... names another.
 MACHINE ?= $(shell $(BIN)/python -c 'import torch; from bench import machine; \
 	print(machine.folder_name("cuda" if torch.cuda.is_available() else "cpu"))')
 check-full: build ## measure the errors of every kernel, for all 2^32 numbers of float32
 	$(BIN)/python -m fused_sigmoid check --full --json bench/results/$(MACHINE)/check.json
-	$(BIN)/python -m bench.error_budget --output docs/figures/error_budget.json
+	$(BIN)/python -m tools.error_budget --write
 	$(BIN)/python -m tests.native.run quotient
 
 lint: build ## ruff, mypy, clang-format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc bench tests -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests tools -name '*.h' -o -name '*.cpp')
 
 format: build ## format Python and C++
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $$(find csrc bench tests -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format -i $$(find csrc tests tools -name '*.h' -o -name '*.cpp')
 
 bench: build ## the full benchmark of this machine's devices
 	$(BIN)/python -m bench
 
 instructions: build ## record how many instructions each kernel executes
-	$(BIN)/python -m bench.instructions --write
+	$(BIN)/python -m tools.instructions --write
 
 goals: build ## the rows that have a goal on a CPU, met or missed
 	$(BIN)/python -m bench --goals
@@ -105,18 +107,14 @@ fresh: build ## never slower than torch in a process of its own? a quarter of an
 	$(BIN)/python -m bench.fresh_processes --processes $(PROCESSES) --allocators $(ALLOCATORS)
 
 company: build ## gradients before nn.BCELoss, trainings with wrong labels: recorded anew; 2 minutes
-	$(BIN)/python -m bench.loss_gradients --measure
-	$(BIN)/python -m bench.wrong_labels --measure
+	$(BIN)/python -m examples.loss_gradients --measure
+	$(BIN)/python -m examples.wrong_labels --measure
 
-RESULTS := $(filter-out bench/results/quick/%,$(sort $(foreach name,result goals sweep,$(wildcard bench/results/*/$(name).json))))
-CHECKS := $(wildcard bench/results/*/check.json)
-figures: build ## draw the pictures and fill the tables of README and docs from committed results
-	$(BIN)/python examples/gradient_accuracy.py --output docs/figures/gradient_accuracy.png --write README.md
-	$(BIN)/python -m bench.loss_gradients --output docs/figures/loss_gradients.png
-	$(BIN)/python -m bench.wrong_labels --output docs/figures/wrong_labels.png
-	$(BIN)/python -m bench.figures $(RESULTS) --output docs/figures --write README.md docs/performance.md docs/gpu.md docs/company.md
-	$(BIN)/python -m bench.reliability $(RELIABILITY) --write docs/reliability.md
-	$(BIN)/python -m bench.numerics $(CHECKS) --budget docs/figures/error_budget.json --write docs/numerics.md
+figures: build ## write the tables and pictures of README and docs from committed results
+	$(BIN)/python -m examples.gradient_accuracy
+	$(BIN)/python -m examples.loss_gradients
+	$(BIN)/python -m examples.wrong_labels
+	$(BIN)/python -m bench.pages
 
 clean: ## remove .venv and everything that was built
 	rm -rf $(VENV) .matrix build dist *.egg-info fused_sigmoid/*.so

@@ -3,8 +3,8 @@ memory depends on all that the process did before, so that each side is alone in
 
     python -m bench.fresh_processes [--processes 8] [--allocators glibc jemalloc ...]
 
-Keeps what it found in fresh_processes.json and exits with 1 if a row misses the goal. Depends on
-the standard library and tabulate; what it measures with is imported when it measures.
+Keeps what it found in bench/results/fresh_processes.json and exits with 1 if a row misses the goal.
+Depends on torch, and imports the package in the process of our side only: torch's is torch's alone.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from datetime import datetime, timezone
+import time
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "bench/results/fresh_processes.json"
@@ -39,28 +38,84 @@ ALLOCATORS = {
 # A process of ours that takes this much longer than torch's is not slower: processes of one side
 # differ by as much.
 NOISE = 0.05
+# The first dozen calls get memory at ever new addresses and touch it for the first time. Larger
+# outputs, of which each is mapped anew, have no such beginning.
+WARM_UP_CALLS, WARM_UP_SECONDS = 20, 1.0
+LEAST_CALLS, SECONDS = 7, 0.15
 
 Row = dict[str, Any]
+Call = Callable[[], Any]
+
+
+# In the process of one side.
+
+
+def call_of(side: str, work: str, elements: int) -> Call:
+    import torch
+
+    if side == "torch":
+        forward, module = torch.sigmoid, torch.nn.Sigmoid()
+
+        def pair(x: torch.Tensor) -> Any:
+            value = torch.sigmoid(x)
+            return value, value * (1 - value)
+    else:
+        import fused_sigmoid
+
+        forward, pair = fused_sigmoid.sigmoid, fused_sigmoid.sigmoid_with_derivative
+        module = fused_sigmoid.FusedSigmoid()
+    # Nothing larger than they are was freed before: that would raise glibc's thresholds.
+    x = torch.randn(elements, requires_grad=work == "training")
+    grad = torch.randn(elements) if work == "training" else None
+
+    def step() -> None:
+        x.grad = None
+        y = module(x)
+        y.backward(grad)
+
+    return {"forward": lambda: forward(x), "pair": lambda: pair(x), "training": step}[work]
+
+
+def measure_alone(call: Call) -> dict[str, float]:
+    """The median time of a call and its page faults."""
+    _repeat(call, most=WARM_UP_CALLS, seconds=WARM_UP_SECONDS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    times = _repeat(call, least=LEAST_CALLS, seconds=SECONDS)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return {"seconds": statistics.median(times), "page_faults": faults / len(times)}
+
+
+def _repeat(call: Call, seconds: float, least: int = 1, most: float = float("inf")) -> list[float]:
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < least or (len(times) < most and time.perf_counter() - begin < seconds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+# In the process that starts them.
 
 
 def measure(allocator: str, processes: int) -> list[Row]:
     """The works, sizes and numbers of threads; sides in turn, so that a slower machine is so for
     both."""
-    rows = [
+    found: list[Row] = [
         {"allocator": allocator, "work": work, "elements": elements, "threads": threads}
+        | {"ours": [], "torch": []}
         for work, elements, threads in product(WORKS, ELEMENTS, THREADS)
     ]
-    found: list[Row] = [{**row, "ours": [], "torch": []} for row in rows]
     for _, row in product(range(processes), found):
         for side in ("torch", "ours"):
-            row[side].append(_in_a_process(row, side))
+            row[side].append(in_a_process(row, side))
     return found
 
 
-def _in_a_process(row: Row, side: str) -> dict[str, float]:
+def in_a_process(row: Row, side: str) -> dict[str, float]:
     words = (side, row["work"], str(row["elements"]), str(row["threads"]))
     done = subprocess.run(
-        (sys.executable, "-m", "bench.alone", *words),
+        (sys.executable, "-m", "bench.fresh_processes", "--alone", *words),
         cwd=ROOT,
         env={**os.environ, "LD_PRELOAD": ALLOCATORS[row["allocator"]]},
         capture_output=True,
@@ -74,69 +129,42 @@ def _in_a_process(row: Row, side: str) -> dict[str, float]:
     return measured
 
 
-def ratio(row: Row) -> float:
-    """The time of torch over ours, medians of the processes' medians."""
-    return _seconds(row, "torch") / _seconds(row, "ours")
-
-
 def fast_processes(row: Row) -> int:
     """How many processes of ours are not slower than torch's median, but for noise; nor is one that
     ran while the machine was slow, so that torch's just before it was as slow."""
-    median = _seconds(row, "torch")
+    median = statistics.median(one["seconds"] for one in row["torch"])
     return sum(
         ours["seconds"] <= max(median, before["seconds"]) * (1 + NOISE)
         for ours, before in zip(row["ours"], row["torch"], strict=True)
     )
 
 
-def is_met(row: Row) -> bool:
-    return fast_processes(row) == len(row["ours"])
+def table(rows: Sequence[Row]) -> str:
+    from bench import report
 
-
-def _seconds(row: Row, side: str) -> float:
-    return statistics.median(one["seconds"] for one in row[side])
-
-
-def markdown() -> str:
-    document = json.loads(RECORD.read_text(encoding="utf-8"))
-    runs = document["allocators"].items()
-    made = "; ".join(f"{name} on {run['date']}, commit {run['commit'][:12]}" for name, run in runs)
-    rows = [row for _, run in runs for row in run["rows"]]
-    return f"{table(rows, 'pipe')}\n\n{document['cpu']}, torch {document['torch']}; {made}."
-
-
-def table(rows: Sequence[Row], form: str) -> str:
-    """A line for each work, size and number of threads, a column for each allocator."""
-    lines: dict[tuple[str, str, int], dict[str, str]] = {}
+    lines = []
     for row in rows:
-        key = (row["work"], f"{row['elements'] >> 10:,} Ki", row["threads"])
-        lines.setdefault(key, {})[row["allocator"]] = _cell(row)
-    names = list(dict.fromkeys(row["allocator"] for row in rows))
-    head = ("work", "elements", "threads", *names)
-    body = [[*key, *(line.get(name, "") for name in names)] for key, line in lines.items()]
-    aligned = ("left", "right", "right", *("right" for _ in names))
-    return tabulate(body, headers=head, tablefmt=form, colalign=aligned, disable_numparse=True)
-
-
-def _cell(row: Row) -> str:
-    faults = [statistics.median(one["page_faults"] for one in row[s]) for s in ("ours", "torch")]
-    return (
-        f"{ratio(row):.2f}, {fast_processes(row)} of {len(row['ours'])},"
-        f" {faults[0]:,.0f} / {faults[1]:,.0f}"
-    )
+        seconds, faults = (
+            [statistics.median(one[name] for one in row[side]) for side in ("torch", "ours")]
+            for name in ("seconds", "page_faults")
+        )
+        line = {name: str(row[name]) for name in ("allocator", "work", "threads")}
+        line |= {"elements": report.size_text(row["elements"])}
+        line |= {"torch / ours": f"{seconds[0] / seconds[1]:.2f}"}
+        line |= {"fast processes": f"{fast_processes(row)} of {len(row['ours'])}"}
+        lines.append(line | {"page faults, ours / torch": f"{faults[1]:,.0f} / {faults[0]:,.0f}"})
+    return report.table(lines, ("page faults, ours / torch",))
 
 
 def keep(allocator: str, rows: Sequence[Row]) -> None:
     """In the record, beside the other allocators' rows."""
-    from bench import machine
+    from bench import machine, results
 
     document = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    document["cpu"] = machine.device_name("cpu")
-    document["torch"] = machine.versions(("torch",))["torch"]
-    run = {"date": datetime.now(timezone.utc).date().isoformat(), **machine.commit(), "rows": rows}
-    kept = {**document.get("allocators", {}), allocator: run}
+    made = {**machine.origin(), "rows": rows}
+    kept = {**document.get("allocators", {}), allocator: made}
     document["allocators"] = {name: kept[name] for name in ALLOCATORS if name in kept}
-    RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    results.replace(RECORD, json.dumps(document, indent=1).encode() + b"\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,13 +175,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--processes", type=int, default=8, metavar="N", help="of each side, for a row")
     add("--allocators", nargs="+", choices=ALLOCATORS, default=["glibc"])
+    add("--alone", nargs=4, metavar=("SIDE", "WORK", "ELEMENTS", "THREADS"), help="one side, here")
     chosen = parser.parse_args(arguments)
+    if chosen.alone:
+        import torch
+
+        side, work, elements, threads = chosen.alone
+        torch.set_num_threads(int(threads))
+        print(json.dumps(measure_alone(call_of(side, work, int(elements)))))
+        return 0
+    if chosen.processes < 1:
+        parser.error("argument --processes: accepted are whole numbers from 1")
     missed = 0
     for allocator in chosen.allocators:
         rows = measure(allocator, chosen.processes)
         keep(allocator, rows)
-        print(table(rows, "simple"))
-        missed += sum(not is_met(row) for row in rows)
+        print(table(rows))
+        missed += sum(fast_processes(row) < len(row["ours"]) for row in rows)
     print(f"{missed} rows missed: a process of ours took over {1 + NOISE:.2f} of torch's time")
     return 1 if missed else 0
 

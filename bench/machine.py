@@ -23,17 +23,8 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MEMORY = Path("/proc/meminfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
-PACKAGES = (
-    "torch",
-    "triton",
-    "numpy",
-    "scipy",
-    "onnxruntime",
-    "onnx",
-    "flag_gems",
-    "numexpr",
-    "jax",
-)
+PACKAGES = ("torch", "triton", "numpy", "scipy", "onnxruntime", "onnx")
+PACKAGES += ("flag_gems", "numexpr", "jax")
 # Settings that change what is measured: of ours, of OpenMP's threads, of the allocator.
 SETTINGS = ("FUSED_SIGMOID_", "OMP_", "GOMP_", "KMP_", "MKL_NUM", "THP_", "MALLOC_", "LD_PRELOAD")
 
@@ -74,7 +65,11 @@ def device_name(device: str) -> str:
 def folder_name(device: str) -> str:
     """For today's results on a device, within bench/results."""
     name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return f"{device}-{name}-{datetime.now(timezone.utc):%Y-%m-%d}"
+    return f"{device}-{name}-{today()}"
+
+
+def today() -> str:
+    return datetime.now(timezone.utc).date().isoformat()
 
 
 def last_level_cache(device: str) -> int:
@@ -90,44 +85,40 @@ def last_level_cache(device: str) -> int:
 
 def huge_pages() -> str | None:
     """The setting of transparent huge pages: always, madvise or never."""
-    try:
-        chosen = re.search(r"\[(\w+)\]", HUGE_PAGES.read_text(encoding="ascii"))
-    except OSError:
-        return None
-    return chosen[1] if chosen else None
+    return _found(HUGE_PAGES, r"\[(\w+)\]")
 
 
 def free_memory() -> int | None:
     """Bytes that can be had without swapping, or None where the system does not say."""
+    kilobytes = _found(MEMORY, r"(?m)^MemAvailable:\s+(\d+) kB")
+    return int(kilobytes) * 1024 if kilobytes else None
+
+
+def _found(file: Path, pattern: str) -> str | None:
     try:
-        text = MEMORY.read_text(encoding="ascii")
+        found = re.search(pattern, file.read_text(encoding="ascii"))
     except OSError:
         return None
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+    return found[1] if found else None
 
 
 def commit() -> dict[str, Any]:
     """The commit checked out, and whether the tree differs from it; None outside a repository.
     SOURCE_COMMIT, where it is set, names the commit that the files are a copy of, and is believed.
 
-    Results are no part of what was measured: one that was just written is no change.
+    Results and pages are no part of what was measured: one that was just written is no change.
     """
     if "SOURCE_COMMIT" in os.environ:
         return {"commit": os.environ["SOURCE_COMMIT"], "dirty": None}
-    head = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!docs/figures")
-    return {"commit": head or None, "dirty": None if changes is None else bool(changes)}
+    unmeasured = (":!bench/results", ":!docs", ":!README.md")
+    changes = _git("status", "--porcelain", "--", ".", *unmeasured)
+    dirty = None if changes is None else bool(changes)
+    return {"commit": _git("rev-parse", "HEAD") or None, "dirty": dirty}
 
 
 def origin() -> dict[str, Any]:
     """Date, commit, processor and torch: what a record of figures says of where it comes from."""
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        **commit(),
-        "cpu": cpu_model(),
-        "torch": torch.__version__,
-    }
+    return {"date": today(), **commit(), "cpu": cpu_model(), "torch": torch.__version__}
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,20 +1,29 @@
-"""Results as text: the table on the terminal and the tables a Markdown page shows.
-
-Depends on results and tabulate; measures nothing.
+"""Results as text on the terminal: rows, goals, a sweep, two results beside each other; and which
+resource binds a row. Depends on results, goals and tabulate; measures nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields
 from itertools import groupby
-from typing import Any
 
 from tabulate import tabulate
 
-from bench import roofline
-from bench.results import COPIES, COPY, OURS, STREAMED_COPY, Cell, Result, Row, Skip, Spread
+from bench import goals
+from bench.results import Cell, Result, Row, Skip, Spread
 
 PREFIXES = ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
+# Columns of words; the others are numbers, aligned at the right.
+WORDS = ("dtype", "saved", "peer", "verdict", "row", "call")
+# Of a sweep; the file holds all.
+SHOWN = 40
+
+Line = dict[str, str]
 
 
 def size_text(size: int) -> str:
@@ -32,191 +41,164 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
-def ratio_text(ratio: Spread) -> str:
-    return f"{ratio.median:.2f} [{ratio.first_quartile:.2f}, {ratio.third_quartile:.2f}]"
+def _ratio(ratio: Spread, name: str = "peer / ours") -> Line:
+    quartiles = f"[{ratio.first_quartile:.2f}, {ratio.third_quartile:.2f}]"
+    return {name: f"{ratio.median:.2f}", "quartiles": quartiles}
 
 
 def threads_text(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
+def work_text(cell: Cell) -> str:
+    kept = "" if cell.saved == "auto" else f" saved={cell.saved}"
+    return cell.work + kept + f" {cell.layout}" * (cell.layout != "contiguous")
+
+
+def place_text(cell: Cell) -> str:
+    return threads_text(cell.threads) if cell.device == "cpu" else f"{cell.clock} time"
+
+
 def cell_text(cell: Cell) -> str:
     """All that tells a cell from its neighbours, short."""
-    place = threads_text(cell.threads) if cell.device == "cpu" else f"{cell.clock} clock"
-    parts = [cell.dtype, work_text(cell), f"of {size_text(cell.size)}"]
-    if cell.layout != "contiguous":
-        parts.insert(2, cell.layout)
-    return f"{' '.join(parts)}, {place}"
+    return f"{cell.dtype} {work_text(cell)} of {size_text(cell.size)}, {place_text(cell)}"
 
 
-def work_text(cell: Cell) -> str:
-    return cell.work if cell.saved == "auto" else f"{cell.work} saved={cell.saved}"
+def table(lines: Sequence[Line], droppable: Sequence[str] = ()) -> str:
+    """As wide as the terminal: columns go, the first of ``droppable`` first, until the rest fits;
+    what is too wide still is cut."""
+    if not lines:
+        return "no rows"
+    kept, width = list(lines[0]), terminal_width()
+    for dropped in (None, *droppable):
+        kept = [name for name in kept if name != dropped]
+        shown = tabulate(
+            [[line[name] for name in kept] for line in lines],
+            headers=kept,
+            colalign=["left" if name in WORDS else "right" for name in kept],
+            disable_numparse=True,
+        ).splitlines()
+        if max(map(len, shown)) <= width:
+            break
+    return _cut("\n".join(shown))
 
 
-def terminal(result: Result) -> str:
+def _cut(text: str) -> str:
+    width = terminal_width()
+    lines = text.splitlines()
+    return "\n".join(line if len(line) <= width else line[: width - 2] + ".." for line in lines)
+
+
+def terminal_width() -> int:
+    if "COLUMNS" in os.environ or sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return sys.maxsize
+
+
+def rows_text(result: Result) -> str:
     """Every row, a table for each dtype, work and thread count; then what was skipped."""
-    parts = []
-    shares = roofline.shares(result.rows)
-    for title, rows in groups(result.rows).items():
-        lines = [
-            (
-                size_text(row.cell.size),
-                row.peer,
-                seconds_text(row.ours.median),
-                seconds_text(row.theirs.median),
-                ratio_text(row.ratio),
-                f"{row.gigabytes_per_second:.3g}",
-                _percent(row.copy_fraction),
-                shares[row.cell].binds if row.cell in shares else "",
-            )
-            for row in sorted(rows, key=lambda row: row.cell.size)
-        ]
-        head = ("size", "peer", "ours", "peer's", "peer / ours", "ours GB/s", "of copy_", "binds")
-        aligned = ("right", "left", *("right",) * 5, "left")
-        table = tabulate(lines, headers=head, colalign=aligned, disable_numparse=True)
-        parts.append(f"{title}\n{table}")
-    if result.skips:
-        parts.append("skipped\n" + skipped(result.skips))
-    return "\n\n".join(parts)
-
-
-def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows that belong in one table or one panel's story, in the order they were asked for."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        cell = row.cell
-        title = (
-            f"{cell.dtype}, {work_text(cell)}, {cell.layout}, {threads_text(cell.threads)},"
-            f" {cell.device} ({cell.clock} clock, {cell.cache} cache)"
-        )
-        found.setdefault(title, []).append(row)
-    return found
+    tables: dict[str, list[Line]] = {}
+    for row in sorted(result.rows, key=lambda row: row.cell.size):
+        cell, of_copy = row.cell, row.copy_fraction
+        title = f"{cell.dtype} {work_text(cell)}, {cell.device}, {place_text(cell)}, {cell.cache}"
+        line = {
+            "size": size_text(cell.size),
+            "peer": row.peer,
+            "ours": seconds_text(row.ours.median),
+            "peer's": seconds_text(row.theirs.median),
+            **_ratio(row.ratio),
+            "ours GB/s": f"{row.bytes_moved / row.ours.median / 1e9:.3g}",
+            "of copy_": "" if of_copy is None else f"{100 * of_copy:.0f} %",
+        }
+        tables.setdefault(f"{title} cache", []).append(line)
+    droppable = ("ours GB/s", "of copy_", "quartiles", "peer's", "ours")
+    parts = [f"{title}\n{table(lines, droppable)}" for title, lines in tables.items()]
+    return "\n\n".join([*parts, *([skipped(result.skips)] if result.skips else [])])
 
 
 def skipped(skips: Sequence[Skip]) -> str:
-    """One line for a peer and a reason, with the cells it covers."""
+    """A line or two for a peer and a reason, with the cells it covers."""
 
     def by(skip: Skip) -> tuple[str, str]:
         return skip.peer, skip.reason
 
+    lines = ["skipped:"]
+    for (peer, reason), group in groupby(sorted(skips, key=by), key=by):
+        cells = [skip.cell for skip in group]
+        works, dtypes = ({getattr(c, name): 1 for c in cells} for name in ("work", "dtype"))
+        sizes = sorted({cell.size for cell in cells})
+        span = " to ".join(size_text(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
+        count = f"{len(cells)} row{'s' * (len(cells) > 1)}"
+        where = f"{count} of {', '.join(works)}; {', '.join(dtypes)}; {span}"
+        line = f"{peer}: {reason} ({where})"
+        lines.append(textwrap.fill(line, min(terminal_width(), 100), subsequent_indent="    "))
+    return "\n".join(lines)
+
+
+def goals_text(rows: Sequence[Row], skips: Sequence[Skip] = ()) -> str:
+    about = goals.judged(rows)
     lines = []
-    for (peer, reason), found in groupby(sorted(skips, key=by), key=by):
-        lines.append((peer, _covered(list(found)), reason))
-    return tabulate(lines, headers=("peer", "where", "why"), maxcolwidths=(None, 48, 60))
+    for row in about.to_dict("records"):
+        cell = Cell(**{each.name: row[each.name] for each in fields(Cell)})
+        quartiles = Spread(*(row[f"ratio {each.name}"] for each in fields(Spread)))
+        line = {"verdict": "met" if row["met"] else "missed", "goal": f"{row['goal']:.2f}"}
+        lines.append(line | _ratio(quartiles) | {"peer": row["peer"], "row": cell_text(cell)})
+    counted = f"{table(lines, ('quartiles',))}\n{sum(about['met'])} of {len(about)} met"
+    return "\n\n".join([counted, *([skipped(skips)] if skips else [])])
 
 
-def _covered(skips: Sequence[Skip]) -> str:
-    def values(of: Callable[[Skip], Any]) -> list[Any]:
-        return list(dict.fromkeys(of(skip) for skip in skips))
-
-    works, dtypes = values(lambda s: s.cell.work), values(lambda s: s.cell.dtype)
-    sizes = sorted(values(lambda s: s.cell.size))
-    span = size_text(sizes[0])
-    if len(sizes) > 1:
-        span += f" to {size_text(sizes[-1])}"
-    return f"{len(skips)} rows: {', '.join(works)}; {', '.join(dtypes)}; {span}"
-
-
-def markdown_speed(rows: Sequence[Row]) -> str:
-    """Peer / ours for every size, one column a peer."""
-    rows = [row for row in rows if row.peer not in COPIES]
-    peers = list(dict.fromkeys(row.peer for row in rows))
-    lines: dict[tuple[Any, ...], dict[str, str]] = {}
-    for row in rows:
-        line = lines.setdefault(_key(row), {})
-        line[row.peer] = f"{row.ratio.median:.2f}"
-        line.setdefault(OURS, seconds_text(row.ours.median))
-    return _markdown(lines, (OURS, *peers), {OURS: "ours"})
-
-
-def markdown_roofline(rows: Sequence[Row]) -> str:
-    """Time of ours, bytes a second, how much of a copy's speed that is, and what binds it."""
-    lines: dict[tuple[Any, ...], dict[str, str]] = {}
-    shares = roofline.shares(rows)
-    streamed = roofline.streamed_fractions(rows)
-    for row in rows:
-        if row.peer != COPY:
-            continue
-        share = shares[row.cell]
-        lines[_key(row)] = {
+def sweep_text(result: Result) -> str:
+    """The worst rows beside torch, and how many are slower."""
+    rows = [row for row in result.rows if row.peer == "torch"]
+    rows.sort(key=lambda row: row.ratio.median)
+    worst = [
+        {
+            **_ratio(row.ratio, "torch / ours"),
+            "verdict": _verdict(row),
+            "row": cell_text(row.cell),
             "ours": seconds_text(row.ours.median),
-            "GB/s": f"{row.gigabytes_per_second:.3g}",
-            "of copy_": _percent(row.copy_fraction),
-            f"of {STREAMED_COPY}": _percent(streamed.get(row.cell)),
-            "of fastest size": _percent(share.arithmetic),
-            "page faults": "" if row.page_faults is None else f"{row.page_faults:,.0f}",
-            "binds": share.binds,
+            "torch": seconds_text(row.theirs.median),
+            "rounds": str(row.rounds),
         }
-    columns = list(next(iter(lines.values()), ()))
-    for optional in (f"of {STREAMED_COPY}", "page faults"):
-        if not any(line[optional] for line in lines.values()):
-            columns.remove(optional)
-    return _markdown(lines, columns, {})
-
-
-def markdown_machine(results: Sequence[Result]) -> str:
-    """Where, with what and when each result was measured."""
-    lines = []
-    for result in results:
-        versions = result.machine["versions"]
-        commit = (result.source["commit"] or "none")[:12]
-        if result.source["dirty"]:
-            commit += " with changes"
-        lines.append(
-            (
-                result.machine["name"],
-                result.machine["cpu_capability"],
-                ", ".join(f"{name} {versions[name]}" for name in versions),
-                commit,
-                result.date[:10],
-                f"`{result.command}`",
-            )
-        )
-    head = ("device", "CPU capability", "versions", "commit", "date", "command")
-    return tabulate(lines, headers=head, tablefmt="pipe", disable_numparse=True)
-
-
-def origin_text(document: Mapping[str, Any], command: str) -> str:
-    """Where a record comes from (machine.origin), as a sentence below its table."""
-    commit = (document["commit"] or "none")[:12] + " with changes" * bool(document["dirty"])
-    return (
-        f"{document['cpu']}, one thread, torch {document['torch']}; commit {commit},"
-        f" {document['date']}; `{command}`."
-    )
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    cell = row.cell
-    return (
-        cell.device,
-        cell.clock,
-        threads_text(cell.threads),
-        work_text(cell),
-        cell.layout,
-        cell.dtype,
-        cell.size,
-    )
-
-
-def _markdown(
-    lines: dict[tuple[Any, ...], dict[str, str]], columns: Sequence[str], names: dict[str, str]
-) -> str:
-    """A table that leads with what tells its lines apart; what all share is left out."""
-    labels = ("device", "clock", "threads", "work", "layout", "dtype", "size")
-    stories = list(dict.fromkeys(key[:-1] for key in lines))
-    order = sorted(lines, key=lambda key: (stories.index(key[:-1]), key[-1]))
-    last = len(labels) - 1
-    differing = [at for at in range(last) if len({key[at] for key in lines}) > 1] + [last]
-    table = [
-        [size_text(key[at]) if at == last else key[at] for at in differing]
-        + [line.get(column, "") for column in columns]
-        for key, line in ((key, lines[key]) for key in order)
+        for row in rows[:SHOWN]
     ]
-    head = [labels[at] for at in differing] + [names.get(column, column) for column in columns]
-    aligned = ["left"] * (len(differing) - 1) + ["right"]
-    aligned += ["left" if column == "binds" else "right" for column in columns]
-    return tabulate(table, headers=head, tablefmt="pipe", colalign=aligned, disable_numparse=True)
+    slower = sum(_verdict(row) == "slower" for row in rows)
+    verdict = f"{slower} of {len(rows)} rows slower than torch"
+    shown = table(worst, ("rounds", "torch", "ours", "quartiles"))
+    return "\n\n".join([shown, verdict, *([skipped(result.skips)] if result.skips else [])])
 
 
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.0f} %"
+def _verdict(row: Row) -> str:
+    """Slower only where three quarters of the rounds say so."""
+    return "slower" if row.ratio.third_quartile < 1 else "as fast" * (row.ratio.median < 1)
+
+
+def compared(before: Result, after: Result) -> str:
+    """What a change did to every row, the worst first: sorted by the change of the paired ratio,
+    which a machine's mood moves less than a time."""
+    earlier, later = ({(r.cell, r.peer): r for r in each.rows} for each in (before, after))
+    both = [(earlier[key], later[key]) for key in earlier if key in later]
+    both.sort(key=lambda pair: pair[1].ratio.median / pair[0].ratio.median)
+    lines = [
+        {
+            "B / A": f"{b.ratio.median / a.ratio.median:.2f}",
+            **_ratio(a.ratio, "peer / ours: A"),
+            **_ratio(b.ratio, "B"),
+            "ours A": seconds_text(a.ours.median),
+            "ours B": seconds_text(b.ours.median),
+            "A / B": f"{a.ours.median / b.ours.median:.2f}",
+            "peer": b.peer,
+            "row": cell_text(b.cell),
+        }
+        for a, b in both
+    ]
+    described = []
+    for letter, result in (("A", before), ("B", after)):
+        commit = (result.source["commit"] or "none")[:12]
+        changed = " with changes" * bool(result.source["dirty"])
+        name = result.machine["name"]
+        described.append(f"{letter}: {name}, {commit}{changed}, {result.date}: {result.command}")
+    only_a, only_b = len(earlier) - len(both), len(later) - len(both)
+    counted = f"{len(both)} rows in both, {only_a} in A alone, {only_b} in B alone"
+    shown = table(lines, ("A / B", "ours A", "ours B", "quartiles", "peer / ours: A"))
+    return "\n".join([*map(_cut, described), "", shown, "", counted])

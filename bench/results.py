@@ -1,22 +1,31 @@
-"""What a run found, and its JSON and CSV files: rows, skips, machine, command.
+"""What a run found, and its file: rows, what was left out and why, machine, commit, command.
 
-Depends on the standard library only, so that figures can be drawn where torch is not.
+One file a run, JSON with a line for each row; ``.json.gz`` is the same, compressed. Depends on
+pandas where rows become a frame.
 """
 
 from __future__ import annotations
 
-import csv
+import gzip
 import json
+import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-SCHEMA = 2
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 3
 OURS = "fused_sigmoid"
 COPY = "copy_"
 STREAMED_COPY = "copy, non-temporal"
 COPIES = (COPY, STREAMED_COPY)
+# What reading another file than a result raises.
+NO_RESULT = (ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, zlib.error)
+FOLDER = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,6 @@ class Row:
     copy_fraction: float | None
     page_faults: float | None = None  # of a call of ours
 
-    @property
-    def gigabytes_per_second(self) -> float:
-        return self.bytes_moved / self.ours.median / 1e9
-
 
 @dataclass(frozen=True)
 class Skip:
@@ -84,116 +89,128 @@ class Skip:
 
 @dataclass
 class Result:
-    machine: dict[str, Any]
-    source: dict[str, Any]
+    machine: dict[str, Any]  # see machine.describe
+    source: dict[str, Any]  # see machine.commit
     date: str
     command: str
-    rows: list[Row] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
+    kind: str = "grid"  # or goals, sweep
     elapsed_seconds: float = 0.0
     interrupted: bool = False
-    kind: str = "bench"
-    peak_memory: list[dict[str, Any]] = field(default_factory=list)  # see memory.py
+    rows: list[Row] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
 
 
-def write(result: Result, path: Path) -> None:
-    document = {"schema": SCHEMA, **asdict(result)}
-    document["rows"] = _by_columns(document["rows"])
-    document["skips"] = _by_columns(document["skips"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_one_row_a_line(_rounded(document)), encoding="utf-8")
+def frame(found: Sequence[Row] | Sequence[Skip]) -> pd.DataFrame:
+    """A column for each field; those of the cell by their own names, "ours median" and so on."""
+    import pandas as pd
 
-
-def _by_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The names once, and once the values that are the same in every row: a sweep has thousands."""
-    flat = [_flat(row) for row in rows]
-    names = list(flat[0]) if flat else []
-    same = [name for name in names if all(row[name] == flat[0][name] for row in flat)]
-    columns = [name for name in names if name not in same]
-    return {
-        "count": len(flat),
-        "in_every_row": {name: flat[0][name] for name in same},
-        "columns": columns,
-        "rows": [[row[name] for name in columns] for row in flat],
-    }
-
-
-def _from_columns(table: dict[str, Any]) -> list[dict[str, Any]]:
-    if len(table["rows"]) != table["count"]:
-        raise ValueError(f"{len(table['rows'])} rows where {table['count']} were written")
-    return [
-        table["in_every_row"] | dict(zip(table["columns"], row, strict=True))
-        for row in table["rows"]
+    lines = [
+        {key.removeprefix("cell "): value for key, value in _flat(asdict(each)).items()}
+        for each in found
     ]
-
-
-def _rounded(value: Any) -> Any:
-    """Without the digits that no clock has measured."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
-
-
-def _one_row_a_line(document: dict[str, Any]) -> str:
-    """JSON that stays readable and, of two versions, comparable."""
-
-    def text(value: Any, indent: str = "") -> str:
-        if isinstance(value, dict) and "columns" in value:
-            inner = (f"{indent} {json.dumps(key)}: {text(value[key], ' ')}" for key in value)
-            return "{\n" + ",\n".join(inner) + f"\n{indent}}}"
-        if not isinstance(value, list) or not value or not isinstance(value[0], (list, dict)):
-            return json.dumps(value)
-        return "[\n" + ",\n".join(json.dumps(item) for item in value) + f"\n{indent}]"
-
-    lines = (f"{json.dumps(key)}: {text(value)}" for key, value in document.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def write_csv(result: Result, path: Path) -> None:
-    """The rows alone, one a line; a column for each quartile."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file)
-        flat = [_flat(asdict(row)) for row in result.rows]
-        lines.writerow(flat[0] if flat else [field.name for field in fields(Row)])
-        lines.writerows(line.values() for line in flat)
+    return pd.DataFrame(lines)
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in nested.items():
-        if name == "cell":
-            found.update(_flat(value))
-        elif isinstance(value, dict):
-            found.update(_flat(value, f"{name} "))
-        else:
-            found[prefix + name] = value
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{name} ") if inner else {prefix + name: value}
     return found
 
 
-def read(path: Path) -> Result:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    schema = document.pop("schema", None)
-    if schema != SCHEMA:
-        raise ValueError(f"{path}: schema is {schema!r}; this version reads {SCHEMA}")
-    document["rows"] = [_row(stored) for stored in _from_columns(document["rows"])]
-    document["skips"] = [
-        Skip(_cell(stored), **stored) for stored in _from_columns(document["skips"])
+def write(result: Result, path: Path) -> None:
+    document = {
+        "schema": SCHEMA,
+        **{each.name: getattr(result, each.name) for each in fields(Result)},
+    }
+    lines = []
+    for key, value in document.items():
+        if key in ("rows", "skips"):
+            value = frame(value).to_dict(orient="split", index=False)
+            rows = ",\n".join(json.dumps(_rounded(row)) for row in value["data"])
+            lines.append(
+                f'"{key}": {{"columns": {json.dumps(value["columns"])}, "data": [\n{rows}\n]}}'
+            )
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    # No time in the compressed file: the same result gives the same bytes.
+    data = text.encode()
+    replace(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """At once: a full disk or the end of the process leaves the file that was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_bytes(data)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _rounded(row: Sequence[Any]) -> list[Any]:
+    """Without the digits that no clock has measured; None where there is no number."""
+    return [
+        (None if value != value else float(f"{value:.5g}")) if isinstance(value, float) else value
+        for value in row
     ]
-    return Result(**document)
 
 
-def _cell(stored: dict[str, Any]) -> Cell:
-    """Takes its columns out of the row."""
-    return Cell(**{name.name: stored.pop(name.name) for name in fields(Cell)})
+def read(path: Path) -> Result:
+    """ValueError says what is wrong with the file."""
+    data = path.read_bytes()
+    try:
+        document = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        schema = document.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"its schema is {schema!r}, and this version reads {SCHEMA}")
+        for name, kind in (("rows", Row), ("skips", Skip)):
+            table = document[name]
+            document[name] = [
+                _unflat(kind, dict(zip(table["columns"], line, strict=True)))
+                for line in table["data"]
+            ]
+        return Result(**document)
+    except NO_RESULT as error:
+        raise ValueError(f"{path} is no result of this benchmark: {error}") from error
 
 
-def _spread(stored: dict[str, Any], of: str) -> Spread:
-    return Spread(**{name.name: stored.pop(f"{of} {name.name}") for name in fields(Spread)})
+def _unflat(kind: type, line: dict[str, Any]) -> Any:
+    cell = Cell(**{each.name: line.pop(each.name) for each in fields(Cell)})
+    quartiles = [each.name for each in fields(Spread)]
+    spreads = {
+        of: Spread(*(line.pop(f"{of} {name}") for name in quartiles))
+        for of in ("ours", "theirs", "ratio")
+        if f"{of} median" in line
+    }
+    return kind(cell=cell, **spreads, **line)
 
 
-def _row(stored: dict[str, Any]) -> Row:
-    cell = _cell(stored)
-    spreads = {of: _spread(stored, of) for of in ("ours", "theirs", "ratio")}
-    return Row(cell, **spreads, **stored)
+def write_record(path: Path, command: str, **content: Any) -> None:
+    """Figures that are no rows of a run, with where they come from: date, commit, CPU, torch."""
+    from bench import machine
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {**machine.origin(), "command": command, **content}
+    replace(path, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def record_section(path: Path, section: str, figures: dict[str, Any]) -> None:
+    """Keeps the figures of one long check in a file, beside those of the others."""
+    from bench import machine
+
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    document[section] = {
+        "date": machine.today(),
+        **machine.commit(),
+        "cpu": machine.cpu_model(),
+        "logical_cpus": os.cpu_count(),
+        "versions": machine.versions(("torch", "triton", "hypothesis")),
+        "figures": figures,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = dict(sorted(document.items()))
+    replace(path, json.dumps(ordered, indent=1).encode() + b"\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ BYTES_IN_A_GRAPH = 2e9
 
 @dataclass(frozen=True)
 class Pairing:
-    """Seconds per call of both, and the ratio theirs / ours: above 1, ours is the faster."""
+    """Seconds a call of both, and the ratio theirs / ours: above 1, ours is the faster."""
 
     ours: Spread
     theirs: Spread
@@ -169,6 +170,25 @@ def _calibrate(sampler: Sampler, at_least: float) -> int:
         growth = at_least / seconds if seconds > 0 else 10.0
         passes = max(passes + 1, math.ceil(passes * min(10.0, 1.2 * growth)))
     return passes
+
+
+class PageFaults:
+    """Counts the page faults of what it samples, outside the time."""
+
+    def __init__(self, sampled: Sampler) -> None:
+        self.sampler = Sampler(self._seconds, sampled.calls)
+        self._sampled = sampled
+        self._faults = self._calls = 0
+
+    def _seconds(self, passes: int) -> float:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        seconds = self._sampled.seconds(passes)
+        self._faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        self._calls += passes * self._sampled.calls
+        return seconds
+
+    def of_a_call(self) -> float:
+        return round(self._faults / self._calls, 3)
 
 
 @contextmanager

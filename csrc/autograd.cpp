@@ -49,6 +49,12 @@ void call_into(Work work, at::ArrayRef<at::Tensor*> outputs, Tensors inputs) {
   call_operator({number_of_function<F>, work}, outputs, inputs);
 }
 
+// The same from above autograd and torch.func, as torch's own nodes call theirs.
+template <class F>
+at::Tensor call_above(Work work, Tensors inputs, Argument argument = {}) {
+  return call_from_above({number_of_function<F>, work}, inputs, argument);
+}
+
 // These tell what is active around a call, and what it means for a tensor.
 
 // A batch of gradients (is_grads_batched) has its history beneath it, where operations of ATen
@@ -73,8 +79,7 @@ bool is_transformed() {
   return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
 }
 
-// Whether torch.func differentiates by the tensor, on one level or more: there a derivative that is
-// kept has a history on the levels beneath, to which one of the output would be added.
+// Whether torch.func differentiates by the tensor, on one level or more.
 bool is_of_transform(const at::Tensor& tensor) {
   return tensor.key_set().has(c10::DispatchKey::FuncTorchGradWrapper);
 }
@@ -91,6 +96,12 @@ bool is_above_transforms(const Tensors&... tensors) {
            !c10::impl::tls_is_dispatch_key_excluded(DispatchKey::FuncTorchDynamicLayerFrontMode);
   }
   return (is_of_transform(tensors) || ...);
+}
+
+// Whether a node is to be made here, and not on a level of torch.func that lies beneath.
+template <class... Tensors>
+bool is_recorded_here(const Tensors&... tensors) {
+  return is_recorded(tensors...) && !is_above_transforms(tensors...);
 }
 
 bool is_for_kernels(const at::Tensor& tensor) {
@@ -132,6 +143,8 @@ Keeps kept_for(Saved saved, const at::Tensor& input) {
   // Compilers compute the derivative where it is needed.
   if (is_traced(input)) return {false, true, true};
   if (saved == Saved::input) return {false, true, false};
+  // A derivative that is kept would have a history on the levels beneath, to which one of the
+  // output would be added.
   if (is_of_transform(input)) return {false, true, true};
   if (saved == Saved::automatic) {
     // On a GPU memory traffic decides at every size: 5 element sizes with the input against 6. A
@@ -405,9 +418,8 @@ class ProductNode : public Node {
   static at::Tensor product(const at::Tensor& grad, const at::Tensor& source, const Choice& choice,
                             const torch::autograd::Edge& edge) {
     if (choice.factor == Factor::derivative) return Autograd<F>::backward(grad, source);
-    return is_recorded(grad, source) && !is_above_transforms(grad, source)
-               ? apply_to(grad, source, choice, edge)
-               : product_from_value<F>(grad, source, choice);
+    return is_recorded_here(grad, source) ? apply_to(grad, source, choice, edge)
+                                          : product_from_value<F>(grad, source, choice);
   }
 
   static at::Tensor gradient_of_source(const at::Tensor& outer, const at::Tensor& grad,
@@ -428,15 +440,14 @@ class ProductNode : public Node {
   Choice choice_;
 };
 
-// f and, where it is asked for, f' of the input, the former in the input's memory if so wished.
-// Forward-mode AD follows both; nothing is recorded.
 struct Results {
   at::Tensor value, derivative;
 };
 
+// What `compute` does where forward-mode AD follows nothing.
 template <class F>
 Results compute_without_tangent(const at::Tensor& input, bool with_derivative, bool in_place,
-                                Saved saved) {
+                                Saved saved, const NodePointer& node) {
   Results results;
   if (in_place) results.value = input;
   if (!is_unobserved(input) && has_kernel_dtype(input) && !is_transformed()) {
@@ -460,18 +471,19 @@ Results compute_without_tangent(const at::Tensor& input, bool with_derivative, b
   } else {
     results.value = call_value<F>(input, saved);
   }
+  if (node) torch::autograd::set_history(results.value, node);
   return results;
 }
 
-// `record` gives the value its history, which a tangent that is formed of it has as well.
-template <class F, class Record>
-Results compute(const at::Tensor& input, bool with_derivative, bool in_place, Saved saved,
-                const Record& record) {
+// f and, where it is asked for, f' of the input, the former in the input's memory if so wished.
+// Forward-mode AD follows both. Nothing is recorded, unless a node is given: the value's history is
+// then that, which a tangent that is formed of it has as well.
+template <class F>
+Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
+                Saved saved = Saved::automatic, const NodePointer& node = {}) {
   constexpr uint64_t level = 0;
   if (!has_tangent(input)) {
-    const Results results = compute_without_tangent<F>(input, with_derivative, in_place, saved);
-    record(results);
-    return results;
+    return compute_without_tangent<F>(input, with_derivative, in_place, saved, node);
   }
   const at::Tensor tangent = input._fw_grad(level);
   const Source primal = {{}, input._fw_primal(level), {}, {}};
@@ -480,8 +492,7 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place, Sa
   at::Tensor value_tangent, derivative_tangent;
   if (saved != Saved::output) value_tangent = first_product<F>(along, primal);
   if (with_derivative) derivative_tangent = second_product<F>(along, primal);
-  const Results results = compute_without_tangent<F>(input, with_derivative, in_place, saved);
-  record(results);
+  const Results results = compute_without_tangent<F>(input, with_derivative, in_place, saved, node);
   if (saved == Saved::output) value_tangent = F::torch_gradient(tangent, results.value);
   // A loss above may divide by the rounded 1 - y, and needs a tangent that cancels. What another
   // one computes of it is a product with f' more, which the difference is lost in.
@@ -495,12 +506,6 @@ Results compute(const at::Tensor& input, bool with_derivative, bool in_place, Sa
     results.derivative._set_fw_grad(derivative_tangent, level, /*is_inplace_op=*/false);
   }
   return results;
-}
-
-template <class F>
-Results compute(const at::Tensor& input, bool with_derivative, bool in_place,
-                Saved saved = Saved::automatic) {
-  return compute<F>(input, with_derivative, in_place, saved, [](const Results&) {});
 }
 
 // The node of a function of an input, in place or not, and with two outputs of value and
@@ -518,9 +523,7 @@ class FunctionNode : public consumers::Asking {
     } else if (saved != Saved::output) {
       saved = Saved::above;
     }
-    Results results =
-        compute<F>(input, keeps.derivative, /*in_place=*/false, saved,
-                   [&](const Results& r) { torch::autograd::set_history(r.value, node); });
+    Results results = compute<F>(input, keeps.derivative, /*in_place=*/false, saved, node);
     if (keeps.derivative) node->derivative_ = Kept(results.derivative, /*is_output=*/false);
     if (keeps.input) node->input_ = kept_input(input);
     if (keeps.output) node->output_ = Kept(results.value, /*is_output=*/true);
@@ -552,11 +555,15 @@ class FunctionNode : public consumers::Asking {
     return {results.value, results.derivative};
   }
 
-  // Where the gradient of the input goes that the value is of, if it comes from such a node.
-  static torch::autograd::Edge edge_behind(const at::Tensor& value) {
+  // grad * the factor with a node that leads straight to the input that the value is of; undefined
+  // where nothing is recorded, or the value does not come from a node like this one.
+  static at::Tensor recorded_product(const at::Tensor& grad, const at::Tensor& value,
+                                     const Choice& choice) {
+    if (!is_recorded_here(grad, value) || has_tangent(grad) || has_tangent(value)) return {};
     const auto node = value.grad_fn();
     const auto* of_value = dynamic_cast<const FunctionNode*>(node.get());
-    return of_value ? of_value->next_edge(0) : torch::autograd::Edge();
+    if (!of_value || !of_value->next_edge(0).is_valid()) return {};
+    return ProductNode<F>::apply_to(grad, value, choice, of_value->next_edge(0));
   }
 
   std::string name() const override { return name_of_node<F>("Backward"); }
@@ -724,9 +731,7 @@ class FunctionNode : public consumers::Asking {
     if (has_value()) return output_.variable.unpack(getptr());
     check_input_unchanged();
     const at::Tensor input = input_.variable.unpack(getptr());
-    if (is_above_transforms(input)) {
-      return call_from_above({number_of_function<F>, Work::value}, {&input}, Saved::automatic);
-    }
+    if (is_above_transforms(input)) return call_above<F>(Work::value, {&input}, Saved::automatic);
     // Computed again, it has a node of its own, or this one if the input was detached since.
     if (is_recorded(input) && input_.has_history()) return apply_to(input, Saved::automatic);
     at::Tensor value;
@@ -797,14 +802,11 @@ class FunctionNode : public consumers::Asking {
       return call_backward_at_exit(number_of_function<F>, grad, input, source.value,
                                    static_cast<int64_t>(choice.exit));
     }
-    const bool is_before_bce =
-        choice.factor == Factor::before_bce || choice.factor == Factor::upper_before_bce;
-    if (is_before_bce && is_recorded(grad, source.value) && !has_tangent(grad) &&
-        !has_tangent(source.value) && !is_above_transforms(grad, source.value)) {
-      const torch::autograd::Edge edge = edge_behind(source.value);
-      if (edge.is_valid()) return ProductNode<F>::apply_to(grad, source.value, choice, edge);
+    at::Tensor product;
+    if (choice.factor == Factor::before_bce || choice.factor == Factor::upper_before_bce) {
+      product = recorded_product(grad, source.value, choice);
     }
-    return product_from_value<F>(grad, source.value, choice);
+    return product.defined() ? product : product_from_value<F>(grad, source.value, choice);
   }
 
   static variable_list traced(const variable_list& grads, const std::vector<c10::IValue>& packed) {
@@ -838,6 +840,15 @@ void set_tangent(const at::Tensor& product, const at::Tensor& grad, const at::Te
     tangent = tangent.defined() ? tangent + term : term;
   }
   product._set_fw_grad(tangent, level, /*is_inplace_op=*/false);
+}
+
+// grad * a factor by the kernel or, where more than the kernel has to follow, in ATen operations.
+template <class F, class Composed>
+at::Tensor product_or_composed(Work work, const at::Tensor& grad, const at::Tensor& kept,
+                               const Composed& composed) {
+  if (is_above_transforms(grad, kept)) return call_above<F>(work, {&grad, &kept});
+  const bool is_plain = !is_recorded(grad, kept) && is_for_kernels(grad) && is_for_kernels(kept);
+  return is_plain ? call<F>(work, {&grad, &kept}) : composed();
 }
 
 }  // namespace
@@ -899,9 +910,7 @@ void Autograd<F>::value_and_derivative_out(const at::Tensor& input, at::Tensor v
 
 template <class F>
 at::Tensor Autograd<F>::backward(const at::Tensor& grad, const at::Tensor& input) {
-  if (is_above_transforms(grad, input)) {
-    return call_from_above({number_of_function<F>, Work::backward}, {&grad, &input});
-  }
+  if (is_above_transforms(grad, input)) return call_above<F>(Work::backward, {&grad, &input});
   if (!is_transformed() && (!is_for_kernels(grad) || !is_for_kernels(input))) {
     return composed_backward<F>(grad, input);
   }
@@ -916,44 +925,31 @@ at::Tensor Autograd<F>::backward(const at::Tensor& grad, const at::Tensor& input
 
 template <class F>
 at::Tensor Autograd<F>::backward_from_output(const at::Tensor& grad, const at::Tensor& output) {
-  if (is_above_transforms(grad, output)) {
-    return call_from_above({number_of_function<F>, Work::backward_from_output}, {&grad, &output});
-  }
-  if (is_recorded(grad, output) || !is_for_kernels(grad) || !is_for_kernels(output)) {
-    return F::torch_gradient(grad, output);
-  }
-  return call<F>(Work::backward_from_output, {&grad, &output});
+  return product_or_composed<F>(Work::backward_from_output, grad, output,
+                                [&] { return F::torch_gradient(grad, output); });
 }
 
 template <class F>
 at::Tensor Autograd<F>::backward_from_derivative(const at::Tensor& grad,
                                                  const at::Tensor& derivative) {
-  if (is_above_transforms(grad, derivative)) {
-    return call_from_above({number_of_function<F>, Work::backward_from_derivative},
-                           {&grad, &derivative});
-  }
-  if (is_recorded(grad, derivative) || !is_for_kernels(grad) || !is_for_kernels(derivative)) {
-    return grad * derivative;
-  }
-  return call<F>(Work::backward_from_derivative, {&grad, &derivative});
+  return product_or_composed<F>(Work::backward_from_derivative, grad, derivative,
+                                [&] { return grad * derivative; });
 }
 
 template <class F>
 at::Tensor Autograd<F>::backward_before_bce(const at::Tensor& grad, const at::Tensor& output,
                                             at::ScalarType loss_dtype) {
   if (is_above_transforms(grad, output)) {
-    return call_from_above({number_of_function<F>, Work::backward_before_bce}, {&grad, &output},
-                           loss_dtype);
+    return call_above<F>(Work::backward_before_bce, {&grad, &output}, loss_dtype);
   }
-  const bool is_dual = has_tangent(grad) || has_tangent(output);
-  if (is_recorded(grad, output)) {
-    // Under transforms, where another level asked for this, the output is a sigmoid's.
-    const torch::autograd::Edge edge = FunctionNode<F>::edge_behind(output);
-    if (!is_dual && edge.is_valid()) {
-      return ProductNode<F>::apply_to(grad, output, {Factor::before_bce, loss_dtype, loss_dtype},
-                                      edge);
-    }
-  } else if (!is_dual && (is_transformed() || (is_for_kernels(grad) && is_for_kernels(output)))) {
+  // Under transforms, where another level asked for this, the output is a sigmoid's.
+  const at::Tensor recorded =
+      FunctionNode<F>::recorded_product(grad, output, {Factor::before_bce, loss_dtype, loss_dtype});
+  if (recorded.defined()) return recorded;
+  const bool is_differentiated =
+      is_recorded(grad, output) || has_tangent(grad) || has_tangent(output);
+  if (!is_differentiated &&
+      (is_transformed() || (is_for_kernels(grad) && is_for_kernels(output)))) {
     return call<F>(Work::backward_before_bce, {&grad, &output}, loss_dtype);
   }
   const at::Tensor y = converted(output, loss_dtype);

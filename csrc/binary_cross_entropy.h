@@ -32,6 +32,12 @@ struct Wanted {
 // `factor`, and by 1 / n for the mean over n elements, before it is rounded.
 Results run_on_cpu(const Operands& operands, Reduction reduction, Wanted wanted, double factor = 1);
 
+// The same in operations of ATen, for tensors that the kernels must not see, and for a GPU without
+// Triton. The gradient's factor is a tensor.
+Results composed(const Operands& operands, Reduction reduction, Wanted wanted);
+at::Tensor composed_gradient(const at::Tensor& factor, const Operands& operands,
+                             Reduction reduction);
+
 // With autograd: the loss and, if wanted, the probability, which has no history. No result if the
 // operands need another route than the kernels.
 std::optional<Results> loss(const Operands& operands, Reduction reduction, bool with_probability);

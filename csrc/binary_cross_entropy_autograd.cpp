@@ -94,7 +94,9 @@ struct Composed {
         positive_(of.pos_weights.defined() ? of.pos_weights * t_ : t_),
         is_negative_(x_ < 0),
         magnitude_(at::where(is_negative_, -x_, x_)),
-        e_(at::exp(-magnitude_)) {}
+        e_(at::exp(-magnitude_)),
+        smaller_(e_ / (1 + e_)),
+        larger_(1 - smaller_) {}
 
   at::Tensor loss(Reduction reduction) const {
     const at::Tensor side = at::where(is_negative_, positive_, 1 - t_);
@@ -111,22 +113,29 @@ struct Composed {
 
   // A factor times the gradient.
   at::Tensor gradient(const at::Tensor& factor, Reduction reduction) const {
-    const at::Tensor smaller = e_ / (1 + e_), larger = 1 - smaller;
-    at::Tensor gradient = (1 - t_) * at::where(is_negative_, smaller, larger) -
-                          positive_ * at::where(is_negative_, larger, smaller);
+    at::Tensor gradient = (1 - t_) * at::where(is_negative_, smaller_, larger_) -
+                          positive_ * at::where(is_negative_, larger_, smaller_);
     if (of_.weights.defined()) gradient = gradient * of_.weights;
     at::Tensor wide = widened(factor, x_);
     if (reduction == Reduction::mean) wide = wide / at::Scalar(x_.sym_numel());
     return (gradient * wide).to(of_.logits.scalar_type());
   }
 
+  at::Tensor probability() const {
+    return at::where(is_negative_, smaller_, larger_).to(of_.logits.scalar_type());
+  }
+
  private:
   const Operands& of_;
-  at::Tensor x_, t_, positive_, is_negative_, magnitude_, e_;
+  // The smaller of the probabilities of both labels, and the larger: ATen's sigmoid is 0 in float32
+  // where exp(x) still is a subnormal number.
+  at::Tensor x_, t_, positive_, is_negative_, magnitude_, e_, smaller_, larger_;
 };
 
-at::Tensor composed_gradient(const at::Tensor& grad, const Operands& of, Reduction reduction) {
-  return Composed(of).gradient(grad, reduction);
+}  // namespace
+
+at::Tensor composed_gradient(const at::Tensor& factor, const Operands& of, Reduction reduction) {
+  return Composed(of).gradient(factor, reduction);
 }
 
 Results composed(const Operands& of, Reduction reduction, Wanted wanted) {
@@ -137,9 +146,11 @@ Results composed(const Operands& of, Reduction reduction, Wanted wanted) {
   if (wanted.gradient) {
     results.gradient = parts.gradient(at::ones({}, of.logits.options()), reduction);
   }
-  if (wanted.probability) results.probability = at::sigmoid(of.logits);
+  if (wanted.probability) results.probability = parts.probability();
   return results;
 }
+
+namespace {
 
 Results run(const Operands& of, Reduction reduction, Wanted wanted) {
   if (!is_unobserved(of.logits)) return composed(of, reduction, wanted);

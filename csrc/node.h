@@ -22,11 +22,12 @@ inline bool records() {
          !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradFunctionality);
 }
 
-// A node, held by std::shared_ptr or, in newer releases of torch, by c10::intrusive_ptr.
+// What holds a node: std::shared_ptr or, in newer releases of torch, c10::intrusive_ptr.
+using NodePointer = decltype(std::declval<torch::autograd::Node&>().getptr());
+
 template <class T>
 auto make_node() {
-  using Base = decltype(std::declval<T&>().getptr());
-  if constexpr (std::is_same_v<Base, std::shared_ptr<torch::autograd::Node>>) {
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>) {
     // The name is unqualified, so that releases without this function compile.
     return std::shared_ptr<T>(new T, [](T* made) { deleteNode(made); });
   } else {

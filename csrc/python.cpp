@@ -155,6 +155,35 @@ PyObject* binary_cross_entropy_with_logits(PyObject*, PyObject* const* args, Py_
   END_HANDLE_TH_ERRORS
 }
 
+binary_cross_entropy::Operands operands_of(const at::Tensor& logits, const at::Tensor& targets,
+                                           const OptionalTensor& weights,
+                                           const OptionalTensor& pos_weights) {
+  return {logits, targets, weights.value_or(at::Tensor()), pos_weights.value_or(at::Tensor())};
+}
+
+// What a GPU runs without Triton. Returns the loss, then what is wanted of gradient and
+// probability.
+std::vector<at::Tensor> composed_loss(const at::Tensor& logits, const at::Tensor& targets,
+                                      const OptionalTensor& weights,
+                                      const OptionalTensor& pos_weights, int reduction,
+                                      bool gradient, bool probability) {
+  using namespace binary_cross_entropy;
+  const Results results = composed(operands_of(logits, targets, weights, pos_weights),
+                                   static_cast<Reduction>(reduction), {gradient, probability});
+  std::vector<at::Tensor> found = {results.loss};
+  if (gradient) found.push_back(results.gradient);
+  if (probability) found.push_back(results.probability);
+  return found;
+}
+
+at::Tensor composed_loss_gradient(const at::Tensor& grad, const at::Tensor& logits,
+                                  const at::Tensor& targets, const OptionalTensor& weights,
+                                  const OptionalTensor& pos_weights, int reduction) {
+  using namespace binary_cross_entropy;
+  return composed_gradient(grad, operands_of(logits, targets, weights, pos_weights),
+                           static_cast<Reduction>(reduction));
+}
+
 using FastCall = PyObject*(PyObject*, PyObject* const*, Py_ssize_t);
 
 // Python reads the definition for as long as the function lives, which is as long as the process.
@@ -262,6 +291,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   using namespace fused_sigmoid;
   for_each_function([&](auto function) { add_function<decltype(function)>(module); });
   add_method(module, "binary_cross_entropy_with_logits", binary_cross_entropy_with_logits);
+  module.def("composed_loss", composed_loss);
+  module.def("composed_loss_gradient", composed_loss_gradient);
   // In the order of their kernels' numbers.
   module.def("functions", [] {
     py::list names;

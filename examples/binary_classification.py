@@ -3,8 +3,8 @@
 First the ordinary training, where the two agree; then a saturated unit, which nn.Sigmoid can
 never move again because its gradient is exactly 0; then features as they were measured and a few
 wrong labels, where nn.BCELoss after nn.Sigmoid gets stuck for the same reason, and after
-FusedSigmoid learns as nn.BCEWithLogitsLoss and FusedBCEWithLogitsLoss do. Needs scikit-learn and
-matplotlib.
+FusedSigmoid learns as nn.BCEWithLogitsLoss and FusedBCEWithLogitsLoss do. Needs scikit-learn,
+matplotlib and tabulate.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from fused_sigmoid import FusedBCEWithLogitsLoss, FusedSigmoid, replace_sigmoid
 
-TORCH_MODULE = "nn.Sigmoid"
-FUSED_MODULE = "FusedSigmoid"
-LOGITS_LOSS = "BCEWithLogitsLoss"
-FUSED_LOSS = "FusedBCEWithLogitsLoss"
-COLOURS = {
-    TORCH_MODULE: "#c0392b",
-    FUSED_MODULE: "#1f6fb4",
-    LOGITS_LOSS: "black",
-    FUSED_LOSS: "#e8a317",
+TORCH, FUSED = "nn.Sigmoid", "FusedSigmoid"
+LOGITS_LOSS, FUSED_LOSS = "BCEWithLogitsLoss", "FusedBCEWithLogitsLoss"
+# Colours of Okabe and Ito's palette, which the colour-blind can tell apart; wide below, then dashed
+# and dotted, where curves lie on each other.
+STYLES: dict[str, dict[str, Any]] = {
+    TORCH: {"color": "#D55E00", "linewidth": 2},
+    FUSED: {"color": "#0072B2", "linewidth": 6, "alpha": 0.45},
+    LOGITS_LOSS: {"color": "#000000", "linewidth": 2.5, "linestyle": "--"},
+    FUSED_LOSS: {"color": "#E69F00", "linewidth": 2.5, "linestyle": ":"},
 }
 
 BATCH_SIZE = 64
@@ -82,31 +83,32 @@ class Training:
 
 
 @dataclass(frozen=True)
-class SaturatedRun:
-    """What became of a model that started saturated on the wrong side."""
+class Run:
+    """What became of a model that started saturated, or was given wrong labels."""
 
     problem: str
     dtype: torch.dtype
-    module: str
-    first_gradient: float
-    reference_gradient: float
-    losses: list[float]
+    way: str  # the module, and the loss after it where there are several
+    losses: list[float]  # after each step, or after each epoch
+    gradient: float  # the first of the output's bias, or the largest norm of a step's
     accuracy: float | None
+    true_gradient: float | None = None
+
+    @property
+    def module(self) -> str:
+        return self.way.partition(" ")[0]
+
+    @property
+    def where(self) -> str:
+        return f"{self.problem}, {_name(self.dtype)}"
 
     @property
     def recovered_at(self) -> int | None:
         return next((i for i, loss in enumerate(self.losses) if loss < RECOVERED_LOSS), None)
 
 
-@dataclass(frozen=True)
-class WrongLabelsRun:
-    """What became of a classifier that was given a few wrong labels."""
-
-    dtype: torch.dtype
-    module: str
-    losses: list[float]  # after each epoch, of the labels as given
-    largest_gradient: float  # the largest norm of a step's gradient
-    accuracy: float
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # --- The data and the network ---------------------------------------------------------------------
@@ -134,27 +136,30 @@ def classifier(features: int, seed: int) -> nn.Sequential:
     """The textbook network: sigmoid hidden layers, one output neuron that is a probability."""
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Linear(features, 16),
-        nn.Sigmoid(),
-        nn.Linear(16, 8),
-        nn.Sigmoid(),
-        nn.Linear(8, 1),
-        nn.Sigmoid(),
+        *(nn.Linear(features, 16), nn.Sigmoid()),
+        *(nn.Linear(16, 8), nn.Sigmoid()),
+        *(nn.Linear(8, 1), nn.Sigmoid()),
     )
 
 
-def with_fused_sigmoid(model: nn.Sequential) -> nn.Sequential:
-    """A copy with the same weights and every nn.Sigmoid replaced."""
-    fused = copy.deepcopy(model)
+def with_both(model: nn.Sequential) -> dict[str, nn.Sequential]:
+    """Two copies with the same weights, in one of them every nn.Sigmoid replaced."""
+    plain, fused = copy.deepcopy(model), copy.deepcopy(model)
     if replace_sigmoid(fused) == 0:
         raise RuntimeError("replace_sigmoid found no nn.Sigmoid in the model")
-    return fused
+    return {TORCH: plain, FUSED: fused}
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, features: Tensor, labels: Tensor) -> float:
-    correct: Tensor = (model(features) > 0.5) == (labels > 0.5)
+def accuracy(model: nn.Module, cases: Cases) -> float:
+    correct: Tensor = (model(cases.test_features) > 0.5) == (cases.test_labels > 0.5)
     return correct.float().mean().item()
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """As in practice: layers run in bfloat16, while the parameters stay float32, since an update of
+    0.01 to a bfloat16 weight of 10 would round away."""
+    return torch.autocast(device.type, torch.bfloat16, dtype == torch.bfloat16)
 
 
 # --- The ordinary training ------------------------------------------------------------------------
@@ -162,7 +167,7 @@ def accuracy(model: nn.Module, features: Tensor, labels: Tensor) -> float:
 
 def compare_trainings(
     cases: Cases, epochs: int, seed: int, progress: bool = False
-) -> tuple[Training, Training]:
+) -> list[Training]:
     """Trains the same initial weights with nn.Sigmoid and with FusedSigmoid, on the same batches.
 
     The epochs alternate (A B, B A, ...), so that whatever else the machine does meets both alike,
@@ -184,14 +189,11 @@ def compare_trainings(
     return pair
 
 
-def _start(untrained: nn.Sequential) -> tuple[Training, Training]:
-    def training(module: str, model: nn.Sequential) -> Training:
-        return Training(module, model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE))
-
-    return (
-        training(TORCH_MODULE, copy.deepcopy(untrained)),
-        training(FUSED_MODULE, with_fused_sigmoid(untrained)),
-    )
+def _start(untrained: nn.Sequential) -> list[Training]:
+    return [
+        Training(module, model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE))
+        for module, model in with_both(untrained).items()
+    ]
 
 
 def _train_epoch(training: Training, cases: Cases, order: Tensor) -> None:
@@ -219,102 +221,53 @@ def _synchronize(device: torch.device) -> None:
 # --- The case that shows why: saturated on the wrong side -----------------------------------------
 
 
-def saturated_unit(dtype: torch.dtype, device: torch.device, steps: int) -> list[SaturatedRun]:
+def saturated_unit(dtype: torch.dtype, device: torch.device, steps: int) -> list[Run]:
     """One unit sigma(w x + b), far up its flat side, whose one case x = 1 is labelled 0."""
-    model = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid())
+    model = nn.Sequential(nn.Linear(1, 1), nn.Sigmoid()).to(device)
     for parameter in model.parameters():
         nn.init.constant_(parameter, SATURATED_INPUT[dtype] / 2)
-    features, labels = torch.ones(1, 1, device=device), torch.zeros(1, 1, device=device)
-    return [
-        _recover("one unit", variant, module, features, labels, dtype, steps)
-        for module, variant in _both(model.to(device))
-    ]
+    x, label = torch.ones(1, 1, device=device), torch.zeros(1, 1, device=device)
+    runs = _recover("one unit", model, Cases(x, label, x, label), dtype, steps)
+    return [dataclasses.replace(run, accuracy=None) for run in runs]
 
 
-def saturated_network(
-    cases: Cases, seed: int, dtype: torch.dtype, steps: int
-) -> list[SaturatedRun]:
+def saturated_network(cases: Cases, seed: int, dtype: torch.dtype, steps: int) -> list[Run]:
     """The breast-cancer network, its output bias so high that it calls every tumour benign."""
-    model = classifier(cases.train_features.shape[1], seed)
-    output_layer = model[-2]
-    assert isinstance(output_layer, nn.Linear)
-    nn.init.constant_(output_layer.bias, SATURATED_INPUT[dtype])
-    return [
-        _recover(
-            "network",
-            variant,
-            module,
-            cases.train_features,
-            cases.train_labels,
-            dtype,
-            steps,
-            test=(cases.test_features, cases.test_labels),
-        )
-        for module, variant in _both(model.to(cases.train_features.device))
-    ]
-
-
-def _both(model: nn.Sequential) -> list[tuple[str, nn.Sequential]]:
-    return [(TORCH_MODULE, copy.deepcopy(model)), (FUSED_MODULE, with_fused_sigmoid(model))]
+    model = classifier(cases.train_features.shape[1], seed).to(cases.train_features.device)
+    nn.init.constant_(model[-2].bias, SATURATED_INPUT[dtype])
+    return _recover("network", model, cases, dtype, steps)
 
 
 def _recover(
-    problem: str,
-    model: nn.Sequential,
-    module: str,
-    features: Tensor,
-    labels: Tensor,
-    dtype: torch.dtype,
-    steps: int,
-    test: tuple[Tensor, Tensor] | None = None,
-) -> SaturatedRun:
-    """Full-batch training with a squared-error loss.
+    problem: str, untrained: nn.Sequential, cases: Cases, dtype: torch.dtype, steps: int
+) -> list[Run]:
+    """Full-batch training with a squared-error loss, by each of the two modules.
 
     Adam with its defaults divides the gradient by its own running size, so 1e-9 moves a weight
     where plain SGD would need 1e9 steps; no optimiser moves a weight whose gradient is 0.
     """
-    reference_gradient = _output_bias_gradient_in_float64(model, features, labels)
-    optimizer = torch.optim.Adam(model.parameters(), lr=SATURATED_LEARNING_RATE)
-    # As in practice: the layers run in bfloat16, while the parameters stay float32, since an
-    # update of 0.01 to a bfloat16 weight of 10 would round away.
-    autocast = torch.autocast(features.device.type, torch.bfloat16, dtype == torch.bfloat16)
-    losses, first_gradient = [], 0.0
-    for step in range(steps):
-        with autocast:
-            output = model(features)
-        assert output.dtype == dtype
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(output.float(), labels)
-        loss.backward()
-        if step == 0:
-            first_gradient = _output_bias_gradient(model)
-        optimizer.step()
-        losses.append(loss.item())
-    return SaturatedRun(
-        problem,
-        dtype,
-        module,
-        first_gradient,
-        reference_gradient,
-        losses,
-        None if test is None else accuracy(model, *test),
-    )
-
-
-def _output_bias_gradient(model: nn.Sequential) -> float:
-    bias = model[-2].bias
-    assert isinstance(bias, Tensor)
-    assert bias.grad is not None
-    return bias.grad.item()
-
-
-def _output_bias_gradient_in_float64(
-    model: nn.Sequential, features: Tensor, labels: Tensor
-) -> float:
-    """The true gradient to some eight digits: float64 saturates only from x = 37."""
-    model = copy.deepcopy(model).double()
-    nn.functional.mse_loss(model(features.double()), labels.double()).backward()
-    return _output_bias_gradient(model)
+    features, labels = cases.train_features, cases.train_labels
+    # To some eight digits: float64 saturates only from x = 37.
+    in_float64 = copy.deepcopy(untrained).double()
+    nn.functional.mse_loss(in_float64(features.double()), labels.double()).backward()
+    true_gradient = in_float64[-2].bias.grad.item()
+    runs = []
+    for module, model in with_both(untrained).items():
+        optimizer = torch.optim.Adam(model.parameters(), lr=SATURATED_LEARNING_RATE)
+        losses, gradients = [], []
+        for _ in range(steps):
+            with autocast(dtype, features.device):
+                output = model(features)
+            assert output.dtype == dtype
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(output.float(), labels)
+            loss.backward()
+            gradients.append(model[-2].bias.grad.item())
+            optimizer.step()
+            losses.append(loss.item())
+        reached = accuracy(model, cases)
+        runs.append(Run(problem, dtype, module, losses, gradients[0], reached, true_gradient))
+    return runs
 
 
 # --- The case from practice: large logits and wrong labels ----------------------------------------
@@ -329,9 +282,7 @@ def with_wrong_labels(cases: Cases, seed: int) -> Cases:
     return dataclasses.replace(cases, train_labels=labels)
 
 
-def train_with_wrong_labels(
-    cases: Cases, epochs: int, seed: int, dtype: torch.dtype
-) -> list[WrongLabelsRun]:
+def train_with_wrong_labels(cases: Cases, epochs: int, seed: int, dtype: torch.dtype) -> list[Run]:
     """Logistic regression from the same weights on the same batches, in four ways.
 
     Features as they were measured, up to some thousands, make the first logits large. A case that
@@ -342,216 +293,158 @@ def train_with_wrong_labels(
     """
     torch.manual_seed(seed)
     untrained = nn.Linear(cases.train_features.shape[1], 1).to(cases.train_features.device)
-    return [
-        _train_with_wrong_labels(copy.deepcopy(untrained), cases, epochs, seed, dtype, *way)
-        for way in (
-            (TORCH_MODULE, nn.Sigmoid(), nn.BCELoss()),
-            (FUSED_MODULE, FusedSigmoid(), nn.BCELoss()),
-            (LOGITS_LOSS, nn.Identity(), nn.BCEWithLogitsLoss()),
-            (FUSED_LOSS, nn.Identity(), FusedBCEWithLogitsLoss()),
-        )
-    ]
+    ways = {
+        f"{TORCH} + BCELoss": (nn.Sigmoid(), nn.BCELoss()),
+        f"{FUSED} + BCELoss": (FusedSigmoid(), nn.BCELoss()),
+        LOGITS_LOSS: (nn.Identity(), nn.BCEWithLogitsLoss()),
+        FUSED_LOSS: (nn.Identity(), FusedBCEWithLogitsLoss()),
+    }
+    runs = []
+    for way, (output, criterion) in ways.items():
+        layer = copy.deepcopy(untrained)
+        losses, largest = _train_layer(layer, output, criterion, cases, epochs, seed, dtype)
+        # The layer gives logits, which are above 0 where the sigmoid is above 0.5.
+        reached = accuracy(nn.Sequential(layer, nn.Sigmoid()), cases)
+        runs.append(Run("wrong labels", dtype, way, losses, largest, reached))
+    return runs
 
 
-def _train_with_wrong_labels(
+def _train_layer(
     layer: nn.Linear,
+    output: nn.Module,
+    criterion: nn.Module,
     cases: Cases,
     epochs: int,
     seed: int,
     dtype: torch.dtype,
-    name: str,
-    output: nn.Module,
-    criterion: nn.Module,
-) -> WrongLabelsRun:
+) -> tuple[list[float], float]:
+    """The losses, and the largest norm of a step's gradient."""
     features, labels = cases.train_features, cases.train_labels
     optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE)
-    autocast = torch.autocast(features.device.type, torch.bfloat16, dtype == torch.bfloat16)
     batches = torch.Generator().manual_seed(seed)
-    losses, gradients = [], []
+    losses, norms = [], []
     for _ in range(epochs):
         for batch in torch.randperm(len(labels), generator=batches).split(BATCH_SIZE):
             batch = batch.to(features.device)
-            with autocast:
+            with autocast(dtype, features.device):
                 outputs = output(layer(features[batch]))
             assert outputs.dtype == dtype
             optimizer.zero_grad()
             # As in practice: a loss is computed in float32, whatever the layers run in.
             criterion(outputs.float(), labels[batch]).backward()
-            gradients.append(nn.utils.get_total_norm([p.grad for p in layer.parameters()]))
+            norms.append(nn.utils.get_total_norm([p.grad for p in layer.parameters()]))
             optimizer.step()
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), autocast(dtype, features.device):
             logits = layer(features).double()
         loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.double())
         losses.append(loss.item())
-    # The layer gives logits, which are above 0 where the sigmoid is above 0.5.
-    reached = accuracy(nn.Sequential(layer, nn.Sigmoid()), cases.test_features, cases.test_labels)
-    return WrongLabelsRun(dtype, name, losses, torch.stack(gradients).max().item(), reached)
+    return losses, torch.stack(norms).max().item()
 
 
 # --- What is printed, drawn and checked -----------------------------------------------------------
 
 
-def print_trainings(trainings: Sequence[Training], cases: Cases) -> None:
-    print(f"\n  {'':14}{'final loss':>12}{'test accuracy':>16}{'ms per epoch':>15}")
-    for training in trainings:
-        test_accuracy = accuracy(training.model, cases.test_features, cases.test_labels)
-        print(
-            f"  {training.module:14}{training.losses[-1]:12.4f}{test_accuracy:15.1%} "
-            f"{statistics.median(training.seconds) * 1e3:15.2f}"
-        )
+def print_table(lines: Sequence[Mapping[str, str]]) -> None:
+    words = "problem", "dtype", "module", "trained with"
+    aligned = ["left" if name in words else "right" for name in lines[0]]
+    options: dict[str, Any] = {"disable_numparse": True, "colalign": aligned}
+    text = tabulate(lines, headers="keys", tablefmt="plain", **options)
+    print("\n  " + text.replace("\n", "\n  "))
 
 
-def print_saturated_runs(runs: Sequence[SaturatedRun]) -> None:
-    print(
-        f"\n  {'':10}{'dtype':10}{'module':14}{'first gradient':>15}{'(in float64)':>14}"
-        f"{'recovered':>14}{'final loss':>12}{'test accuracy':>15}"
-    )
-    for run in runs:
-        recovered = "never" if run.recovered_at is None else f"step {run.recovered_at}"
-        test_accuracy = "" if run.accuracy is None else f"{run.accuracy:.1%}"
-        print(
-            f"  {run.problem:10}{_name(run.dtype):10}{run.module:14}{run.first_gradient:15.2e}"
-            f"{run.reference_gradient:14.2e}{recovered:>14}{run.losses[-1]:12.4f}"
-            f"{test_accuracy:>15}"
-        )
+def training_line(training: Training, cases: Cases) -> dict[str, str]:
+    return {
+        "module": training.module,
+        "final loss": f"{training.losses[-1]:.4f}",
+        "test accuracy": f"{accuracy(training.model, cases):.1%}",
+        "ms per epoch": f"{statistics.median(training.seconds) * 1e3:.2f}",
+    }
 
 
-def print_wrong_labels_runs(runs: Sequence[WrongLabelsRun]) -> None:
-    print(
-        f"\n  {'dtype':10}{'trained with':24}{'largest gradient':>17}{'final loss':>12}"
-        f"{'test accuracy':>15}"
-    )
-    for run in runs:
-        print(
-            f"  {_name(run.dtype):10}{_way(run):24}{run.largest_gradient:17.4g}"
-            f"{run.losses[-1]:12.4g}{run.accuracy:15.1%}"
-        )
+def saturated_line(run: Run) -> dict[str, str]:
+    return {
+        "problem": run.problem,
+        "dtype": _name(run.dtype),
+        "module": run.way,
+        "first gradient": f"{run.gradient:.2e}",
+        "(in float64)": f"{run.true_gradient:.2e}",
+        "recovered": "never" if run.recovered_at is None else f"step {run.recovered_at}",
+        "final loss": f"{run.losses[-1]:.4f}",
+        "test accuracy": "" if run.accuracy is None else f"{run.accuracy:.1%}",
+    }
 
 
-def _way(run: WrongLabelsRun) -> str:
-    is_of_logits = run.module in (LOGITS_LOSS, FUSED_LOSS)
-    return run.module if is_of_logits else f"{run.module} + BCELoss"
+def wrong_labels_line(run: Run) -> dict[str, str]:
+    return {
+        "dtype": _name(run.dtype),
+        "trained with": run.way,
+        "largest gradient": f"{run.gradient:.4g}",
+        "final loss": f"{run.losses[-1]:.4g}",
+        "test accuracy": f"{run.accuracy:.1%}",
+    }
 
 
-def draw_wrong_labels(runs: Sequence[WrongLabelsRun], path: Path) -> None:
-    """Loss against epoch: a panel per dtype, a curve for each way to train."""
-    dtypes = list(dict.fromkeys(run.dtype for run in runs))
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, len(dtypes), squeeze=False, sharey=True)[0]
-    every_loss = [loss for run in runs for loss in run.losses]
-    for dtype, axes in zip(dtypes, panels, strict=True):
-        for run in (run for run in runs if run.dtype == dtype):
-            # Wide below, then dashed and dotted, since three of the four lie on each other.
-            style = {
-                FUSED_MODULE: {"linewidth": 6, "alpha": 0.45},
-                LOGITS_LOSS: {"ls": "--", "linewidth": 2.5},
-                FUSED_LOSS: {"ls": ":", "linewidth": 2.5},
-            }
-            axes.semilogy(
-                range(1, len(run.losses) + 1),
-                run.losses,
-                color=COLOURS[run.module],
-                label=f"{_way(run)}: test accuracy {run.accuracy:.0%}",
-                **style.get(run.module, {"linewidth": 2}),
-            )
-        # Room above the curves for the legend.
-        axes.set_ylim(min(every_loss) / 2, max(every_loss) * 20)
-        axes.set_title(_name(dtype), fontsize=11)
-        axes.set_xlabel("epoch (Adam)")
+def draw(
+    runs: Sequence[Run], title: str, axis_labels: tuple[str, str], scale: str, path: Path
+) -> None:
+    """Loss against step or epoch: a panel for each problem and dtype, a curve for each way."""
+    places = list(dict.fromkeys(run.where for run in runs))
+    lines = len(places) // 2
+    figure = Figure(figsize=(10, 3.1 * lines + 0.7), layout="constrained")
+    grid = figure.subplots(lines, 2, squeeze=False, sharey="row")
+    for axes, where in zip(grid.flat, places, strict=True):
+        for run in (run for run in runs if run.where == where):
+            label = run.way
+            if run.true_gradient is not None:
+                label += f": first gradient {run.gradient:.1e}" if run.gradient else ": gradient 0"
+            if run.accuracy is not None:
+                label += f", test accuracy {run.accuracy:.0%}"
+            steps = range(1, len(run.losses) + 1)
+            axes.plot(steps, run.losses, label=label, **STYLES[run.module])
+        axes.set(title=where, xlabel=axis_labels[0], yscale=scale)
         axes.legend(loc="upper right", fontsize=9, frameon=False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("binary cross-entropy")
-    figure.suptitle(
-        f"Logistic regression on features as measured, {WRONG_LABELS} wrong labels", fontsize=13
-    )
+    for line in grid:
+        # Room above the curves for the legend, which would otherwise cover one of them.
+        least, most = line[0].get_ylim()
+        line[0].set_ylim(least, most * (20 if scale == "log" else 1.45))
+        line[0].set_ylabel(axis_labels[1])
+    figure.suptitle(title, fontsize=13)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-
-
-def draw(runs: Sequence[SaturatedRun], path: Path) -> None:
-    """Loss against step: a row per problem, a column per dtype, a curve per module."""
-    problems = list(dict.fromkeys(run.problem for run in runs))
-    dtypes = list(dict.fromkeys(run.dtype for run in runs))
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
-    grid = figure.subplots(len(problems), len(dtypes), squeeze=False)
-    for problem, row in zip(problems, grid, strict=True):
-        for dtype, axes in zip(dtypes, row, strict=True):
-            _draw_panel(axes, [r for r in runs if (r.problem, r.dtype) == (problem, dtype)])
-        row[0].set_ylabel("squared error")
-    for axes in grid[-1]:
-        axes.set_xlabel("training step (Adam)")
-    figure.suptitle(
-        "Started saturated on the wrong side: nn.Sigmoid never learns, FusedSigmoid recovers",
-        fontsize=13,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-
-
-def _draw_panel(axes: Axes, runs: Sequence[SaturatedRun]) -> None:
-    for run in runs:
-        label = f"{run.module}: first gradient {run.first_gradient:.1e}"
-        if run.first_gradient == 0:
-            label = f"{run.module}: gradient exactly 0"
-        if run.accuracy is not None:
-            label += f", test accuracy {run.accuracy:.0%}"
-        axes.plot(run.losses, color=COLOURS[run.module], linewidth=2, label=label)
-    run = runs[0]
-    what = {
-        "one unit": "one unit, input starts at",
-        "network": "breast-cancer network, output bias starts at",
-    }[run.problem]
-    axes.set_title(f"{_name(run.dtype)}: {what} {SATURATED_INPUT[run.dtype]:g}", fontsize=11)
-    top = max(max(run.losses) for run in runs)
-    # Room above the curves for the legend, which would otherwise cover one of them.
-    axes.set_ylim(-0.04 * top, 1.45 * top)
-    axes.set_xlim(0, len(run.losses))
-    axes.legend(loc="upper right", fontsize=9, frameon=False)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def failures(
-    trainings: Sequence[Training],
-    runs: Sequence[SaturatedRun],
-    wrong_labels_runs: Sequence[WrongLabelsRun],
-    cases: Cases,
+    trainings: Sequence[Training], runs: Sequence[Run], wrong: Sequence[Run], cases: Cases
 ) -> list[str]:
     """What this example claims and did not come out, in words."""
     found = []
-    reached = [accuracy(t.model, cases.test_features, cases.test_labels) for t in trainings]
-    if max(reached) - min(reached) > ACCURACY_MARGIN:
-        found.append(
-            "the trainings disagree in test accuracy: "
-            + ", ".join(f"{t.module} {a:.1%}" for t, a in zip(trainings, reached, strict=True))
-        )
+    reached = {training.module: accuracy(training.model, cases) for training in trainings}
+    if max(reached.values()) - min(reached.values()) > ACCURACY_MARGIN:
+        each = ", ".join(f"{module} {value:.1%}" for module, value in reached.items())
+        found.append(f"the trainings disagree in test accuracy: {each}")
     for run in runs:
-        where = f"{run.problem}, {_name(run.dtype)}, {run.module}"
-        if run.module == FUSED_MODULE and run.recovered_at is None:
+        where = f"{run.where}, {run.way}"
+        if run.module == FUSED and run.recovered_at is None:
             found.append(
                 f"{where}: did not recover in {len(run.losses)} steps "
-                f"(loss {run.losses[-1]:.4f}, first gradient {run.first_gradient:.2e})"
+                f"(loss {run.losses[-1]:.4f}, first gradient {run.gradient:.2e})"
             )
-        if run.module == TORCH_MODULE and run.first_gradient != 0:
+        if run.module == TORCH and run.gradient != 0:
             found.append(
-                f"{where}: the gradient is {run.first_gradient:.2e}, not 0 as in PyTorch 2.13; "
+                f"{where}: the gradient is {run.gradient:.2e}, not 0 as in PyTorch 2.13; "
                 "this comparison no longer shows a difference"
             )
-    by_way = {(run.dtype, run.module): run for run in wrong_labels_runs}
-    for dtype in dict.fromkeys(run.dtype for run in wrong_labels_runs):
-        logits = by_way[dtype, LOGITS_LOSS]
-        for fused in (by_way[dtype, FUSED_MODULE], by_way[dtype, FUSED_LOSS]):
-            if not abs(fused.losses[-1] - logits.losses[-1]) <= LOSS_MARGIN * logits.losses[-1]:
-                found.append(
-                    f"wrong labels, {_name(dtype)}: {_way(fused)} ends with the loss "
-                    f"{fused.losses[-1]:.4g}, {LOGITS_LOSS} with {logits.losses[-1]:.4g}"
-                )
+    final = {(run.dtype, run.way): run.losses[-1] for run in wrong}
+    for run in wrong:
+        mine, of_logits = run.losses[-1], final[run.dtype, LOGITS_LOSS]
+        if run.module != TORCH and not abs(mine - of_logits) <= LOSS_MARGIN * of_logits:
+            found.append(
+                f"{run.where}: {run.way} ends with the loss "
+                f"{mine:.4g}, {LOGITS_LOSS} with {of_logits:.4g}"
+            )
     return found
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -563,45 +456,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.epochs < 1:
         parser.error(f"argument --epochs: got {options.epochs}, expected 1 or more")
-    device = torch.device(options.device)
+    device, seed, epochs = torch.device(options.device), options.seed, options.epochs
     # Layers this small gain nothing from a second thread, and where other programs share the cores
     # they wait for it: 15 times as long on two busy cores.
     torch.set_num_threads(1)
 
-    cases = load_cases(options.seed, device)
+    cases = load_cases(seed, device)
     print(
         f"Breast-cancer data: {len(cases.train_labels)} training and {len(cases.test_labels)} test "
-        f"cases, {cases.train_features.shape[1]} features; seed {options.seed}, {device}"
+        f"cases, {cases.train_features.shape[1]} features; seed {seed}, {device}"
     )
     print("\n1. The same network and weights, trained with binary cross-entropy")
-    trainings = compare_trainings(cases, options.epochs, options.seed, progress=True)
-    print_trainings(trainings, cases)
+    trainings = compare_trainings(cases, epochs, seed, progress=True)
+    print_table([training_line(training, cases) for training in trainings])
     print("  (time: median over epochs that alternate between the two, after a warm-up epoch each)")
 
     print("\n2. Saturated on the wrong side, trained with squared error")
-    runs = []
-    for dtype in SATURATED_INPUT:
-        runs += saturated_unit(dtype, device, SATURATED_STEPS)
-    for dtype in SATURATED_INPUT:
-        runs += saturated_network(cases, options.seed, dtype, SATURATED_STEPS)
-    print_saturated_runs(runs)
+    units = [saturated_unit(dtype, device, SATURATED_STEPS) for dtype in SATURATED_INPUT]
+    networks = [saturated_network(cases, seed, dtype, SATURATED_STEPS) for dtype in SATURATED_INPUT]
+    runs = [run for pair in units + networks for run in pair]
+    print_table([saturated_line(run) for run in runs])
     print(f"  (recovered: squared error below {RECOVERED_LOSS})")
 
     print(f"\n3. Features as measured, {WRONG_LABELS} wrong labels, logistic regression")
-    measured = load_cases(options.seed, device, standardised=False)
-    given = with_wrong_labels(measured, options.seed)
-    wrong_labels_runs = []
-    for dtype in SATURATED_INPUT:
-        wrong_labels_runs += train_with_wrong_labels(given, options.epochs, options.seed, dtype)
-    print_wrong_labels_runs(wrong_labels_runs)
+    given = with_wrong_labels(load_cases(seed, device, standardised=False), seed)
+    ways = [train_with_wrong_labels(given, epochs, seed, dtype) for dtype in SATURATED_INPUT]
+    wrong = [run for four in ways for run in four]
+    print_table([wrong_labels_line(run) for run in wrong])
     print("  (loss: of the labels as given, in float64; the test labels are right)")
 
     pictures = options.output / "saturated_units.png", options.output / "wrong_labels.png"
-    draw(runs, pictures[0])
-    draw_wrong_labels(wrong_labels_runs, pictures[1])
+    title = "Started saturated on the wrong side: nn.Sigmoid never learns, FusedSigmoid recovers"
+    draw(runs, title, ("training step (Adam)", "squared error"), "linear", pictures[0])
+    title = f"{WRONG_LABELS} wrong labels, features as measured: nn.Sigmoid + BCELoss gets stuck"
+    draw(wrong, title, ("epoch (Adam)", "binary cross-entropy"), "log", pictures[1])
     print(f"\nLearning curves: {pictures[0]}, {pictures[1]}")
 
-    found = failures(trainings, runs, wrong_labels_runs, cases)
+    found = failures(trainings, runs, wrong, cases)
     for failure in found:
         print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if found else 0

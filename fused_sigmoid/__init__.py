@@ -13,7 +13,7 @@ from .functions.sigmoid import sigmoid, sigmoid_, sigmoid_with_derivative
 from .modules import FusedBCEWithLogitsLoss, FusedSigmoid
 from .replace import override, replace_sigmoid, restore_sigmoid
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FusedBCEWithLogitsLoss",

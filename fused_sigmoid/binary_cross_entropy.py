@@ -162,7 +162,7 @@ def _run(
         )
     is_known = all(each.dtype in KERNEL_DTYPES and _is_dense(each) for each in (input, target))
     if is_known and not any(each is not None and each.is_complex() for each in tensors):
-        loss = _composed(input, target, weight, pos_weight, reduction)
+        loss = composed_loss(input, target, weight, pos_weight, reduction)
     else:
         loss = _original(tensors, reduction)
     return _with_probability(loss, input) if return_probability else loss
@@ -210,11 +210,7 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in HALVES else tensor
-
-
-def _composed(
+def composed_loss(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -222,7 +218,10 @@ def _composed(
     reduction: str,
 ) -> Tensor:
     """The loss in ATen operations, by which its derivatives of every order keep both tails. Halves
-    are computed in float32 and rounded once."""
+    are computed in float32 and rounded once.
+
+    ``Composed`` in csrc/binary_cross_entropy_autograd.cpp is the same for the node and for
+    operators; this is the form that compilers and exports trace."""
     dtype = torch.promote_types(torch.promote_types(input.dtype, target.dtype), torch.float32)
     x, t = input.to(dtype), target.to(dtype)
     # The selections have a derivative for all x, where abs() and max() have none at 0.

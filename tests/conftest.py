@@ -122,3 +122,9 @@ def restored_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def without_a_terminal_s_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of the suite are told one, and tables would be cut to it."""
+    monkeypatch.delenv("COLUMNS", raising=False)

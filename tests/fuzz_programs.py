@@ -4,7 +4,7 @@ outputs given to losses (tests/company_programs.py).
 Called by `make fuzz`; prints every program that goes wrong, and ends with an error.
 
     python -m tests.fuzz_programs [--programs 10000] [--compiled 400] [--inductor 100] [--first 0]
-        [--record FILE.json]
+        [--write]
 
 A program depends on its number alone: --first NUMBER --programs 1 runs it again.
 """
@@ -26,6 +26,7 @@ import torch
 
 from tests import checkpoint_programs, company_programs, inplace_programs
 
+RECORD = Path(__file__).resolve().parents[1] / "bench/results/reliability.json"
 # Programs that one process takes on at a time, and that one function is compiled of.
 SHARE = 100
 COMPILED_TOGETHER = 20
@@ -110,7 +111,7 @@ def main() -> None:
     add("--inductor", type=int, default=100, help="compiled by Inductor")
     add("--first", type=int, default=0, metavar="NUMBER", help="the first program's")
     add("--only", choices=("in place", *COMPILED, "checkpoints", "company"))
-    add("--record", type=Path, metavar="FILE.json", help="keep the figures in this file")
+    add("--write", action="store_true", help=f"record the figures in {RECORD.name}")
     chosen = parser.parse_args()
     parts: dict[str, tuple[Callable[[Iterable[int]], Found], int, int]] = {
         "in place": (in_place, chosen.programs, SHARE),
@@ -126,10 +127,10 @@ def main() -> None:
             print(f"{name}: {figures[name]}", flush=True)
     if any(found["failures"] for found in figures.values()):
         raise SystemExit("ours does not do what torch's program does; see above")
-    if chosen.record:
-        from bench import reliability
+    if chosen.write:
+        from bench import results
 
-        reliability.record(chosen.record, "programs", figures)
+        results.record_section(RECORD, "programs", figures)
 
 
 if __name__ == "__main__":

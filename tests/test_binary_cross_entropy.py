@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fused_sigmoid
 from fused_sigmoid import FusedBCEWithLogitsLoss, binary_cross_entropy_with_logits
 from fused_sigmoid._extension import KERNEL_DTYPES, extension
-from fused_sigmoid.binary_cross_entropy import _composed
+from fused_sigmoid.binary_cross_entropy import composed_loss
 
 HALVES = (torch.float16, torch.bfloat16)
 every_dtype = pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
@@ -146,7 +146,7 @@ def test_infinite_logits_and_nan(selected: str, dtype: torch.dtype) -> None:
     )
     expected = torch.tensor([1, 0, 0, -1, nan, nan, 0.5, -0.5, nan], dtype=dtype)
     torch.testing.assert_close(gradient, expected, equal_nan=True)
-    composed = _composed(x, t, None, None, "none")
+    composed = composed_loss(x, t, None, None, "none")
     torch.testing.assert_close(composed, loss, equal_nan=True)
 
 
@@ -745,7 +745,7 @@ def test_composed_as_the_kernels(reduction: str) -> None:
         w, p = torch.rand(500), torch.rand(())
         for others in ((None, None), (w, None), (w, p), (None, p)):
             leaf = x.clone().requires_grad_()
-            composed = _composed(leaf, t, *others, reduction)
+            composed = composed_loss(leaf, t, *others, reduction)
             composed.sum().backward()
             named = {"weight": others[0], "pos_weight": others[1], "reduction": reduction}
             loss, gradient = loss_and_gradient(x, t, **named)
@@ -896,3 +896,11 @@ def test_confident_negatives_are_counted_where_torch_loses_them() -> None:
     assert F.binary_cross_entropy_with_logits(x, t) == 0
     loss = binary_cross_entropy_with_logits(x, t).item()
     assert loss == pytest.approx(truth, rel=2**-8)
+
+
+def test_composed_probability_keeps_its_tail() -> None:
+    """What a GPU without Triton runs; ATen's sigmoid of the first two is 0."""
+    logits = torch.tensor([-100.0, -90.0, 0.0, 90.0, math.inf, -math.inf, math.nan])
+    composed = extension.composed_loss(logits, torch.zeros(7), None, None, 0, False, True)
+    exact = torch.tensor([3.720076e-44, 8.194013e-40, 0.5, 1.0, 1.0, 0.0, math.nan])
+    torch.testing.assert_close(composed[1], exact, rtol=1e-5, atol=0, equal_nan=True)

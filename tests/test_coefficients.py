@@ -63,15 +63,15 @@ def test_generator_finds_its_files_up_to_date_and_notices_a_change(
         (HEADER, "struct Float32Constants", _change_first_coefficient),
         (HEADER, "struct HalfLossConstants", _move_last_power),
         (HEADER, "struct Float64LossConstants", _move_last_coefficient),
-        (MODULE, "\n_BITS", _move_last_power),
-        (MODULE, "\n_LOSS_BITS", _move_last_power),
-        (MODULE, "\n_LOSS_EXP", _move_last_coefficient),
-        (MODULE, "\n_LOSS_LOG1P", _move_last_coefficient),
+        (MODULE, "\nPOWERS", _move_last_power),
+        (MODULE, "\nLOSS_POWERS", _move_last_power),
+        (MODULE, "\nLOSS_EXP", _move_last_coefficient),
+        (MODULE, "\nLOSS_LOG1P", _move_last_coefficient),
     ):
-        text = texts[ROOT / file]
+        text, close = texts[ROOT / file], "\n}" if file == HEADER else "\n)"
         before, after = text.split(start)
-        body, end = after.split("\n}", 1)
-        changed = "".join((before, start, change(body), "\n}", end))
+        body, end = after.split(close, 1)
+        changed = "".join((before, start, change(body), close, end))
         assert changed != text
         copy = tmp_path / file.name
         copy.write_text(changed)

@@ -353,9 +353,9 @@ def _fresh_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(sys.modules):
         if name.split(".")[0] == "triton" or name.startswith("fused_sigmoid.triton"):
             monkeypatch.delitem(sys.modules, name)
-    function._triton_kernels.cache_clear()
+    function.triton_kernels.cache_clear()
     yield
-    function._triton_kernels.cache_clear()
+    function.triton_kernels.cache_clear()
 
 
 TRITONS = {
@@ -382,7 +382,7 @@ def test_triton_that_cannot_be_used(
         (package / "language.py").write_text("")
         monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(UserWarning, match="without its GPU kernels, since Triton") as caught:
-        assert function._triton_kernels() == {}
+        assert function.triton_kernels() == {}
     assert len(caught) == 1
     if program is not None and "raise" in program:
         assert program.split("'")[1] in str(caught[0].message)

@@ -25,7 +25,7 @@ from tests import private_kernels
 
 triton = pytest.importorskip("triton")
 interpreted = importlib.import_module("tests.test_triton_interpreter")
-static = importlib.import_module("bench.static")
+static = importlib.import_module("tools.static")
 
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -56,11 +56,11 @@ def kernels(_interpreted_copy, monkeypatch):
     from triton.runtime import interpreter
 
     builder = interpreter.interpreter_builder
-    monkeypatch.setattr(loss_operators, "_kernels", lambda: _interpreted_copy)
-    monkeypatch.setattr(builder, "create_fma", interpreted._fused_multiply_add(interpreter))
+    monkeypatch.setattr(loss_operators, "loss_kernels", lambda: _interpreted_copy)
+    monkeypatch.setattr(builder, "create_fma", interpreted.fused_multiply_add(interpreter))
     for name in ("create_fp_ext", "create_fp_trunc"):
         original = getattr(builder, name)
-        conversion = interpreted._bfloat16_conversion(interpreter, tl, original)
+        conversion = interpreted.bfloat16_conversion(interpreter, tl, original)
         monkeypatch.setattr(builder, name, conversion)
     # Triton has compiled its own function for GPUs.
     monkeypatch.setattr(tl, "sum", lambda x: tl.reduce(x, 0, tl.standard._sum_combine))
@@ -199,7 +199,7 @@ def test_weights_are_broadcast(kernels, dtype, weight_dtype, shapes):
 
 
 def _memory_seen(during):
-    with interpreted._accesses() as seen:
+    with interpreted.accesses() as seen:
         during()
     return np.concatenate([*seen, np.empty(0, np.uint64)])
 
@@ -253,7 +253,7 @@ def test_mixed_dtypes(kernels, dtype, target_dtype, reduction):
 @pytest.mark.usefixtures("in_large_blocks")
 @every_dtype
 def test_every_kind_of_number(kernels, dtype):
-    x = interpreted._every_half(dtype) if dtype.itemsize == 2 else interpreted._inputs(dtype)
+    x = interpreted.every_half(dtype) if dtype.itemsize == 2 else interpreted.inputs(dtype)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-30, -1e30], dtype=dtype)
     x = torch.cat([x, special])
     # The interpreter takes its time; every half is tried on the CPU.
@@ -380,15 +380,15 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
     import triton.language as tl
 
     calls = []
-    reciprocal = interpreted._reciprocal_off_by(ulps, calls)
-    x = interpreted._every_half(dtype) if dtype.itemsize == 2 else interpreted._inputs(dtype)
+    reciprocal = interpreted.reciprocal_off_by(ulps, calls)
+    x = interpreted.every_half(dtype) if dtype.itemsize == 2 else interpreted.inputs(dtype)
     x = x[~x.isnan()]
     t = _targets(x.shape, dtype)
     rounded = _on_gpu(x, t, None, None, "none", True, False)
     exponential = _beside(kernels, "exponential")
     monkeypatch.setattr(exponential, "_IS_NVIDIA", tl.constexpr(True))
     monkeypatch.setattr(exponential, "_reciprocal", reciprocal)
-    monkeypatch.setattr(exponential, "_looked_up", exponential._chosen)
+    monkeypatch.setattr(exponential, "looked_up", exponential.chosen)
     approximated = _on_gpu(x, t, None, None, "none", True, False)
     assert calls
     for one, other in zip(approximated, rounded, strict=True):
@@ -749,7 +749,7 @@ def test_it_compiles_for_amd(call, dtype, compiled, monkeypatch):
 @every_reduction
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_without_triton(dtype, reduction, is_weighted, monkeypatch):
-    monkeypatch.setattr(loss_operators, "_triton_kernels", dict)
+    monkeypatch.setattr(loss_operators, "triton_kernels", dict)
     x, t = _logits(500, dtype), _targets(500, dtype)
     weights = (_weights(500), _weights(1)) if is_weighted else ()
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype.itemsize > 2 else {}

@@ -301,16 +301,16 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(sys.modules):
         if name.startswith("fused_sigmoid.triton"):
             monkeypatch.delitem(sys.modules, name)
-    function._triton_kernels.cache_clear()
+    function.triton_kernels.cache_clear()
     yield
-    function._triton_kernels.cache_clear()
+    function.triton_kernels.cache_clear()
 
 
 @pytest.fixture
 def cuda(without_triton: None) -> Callable[..., Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        function._triton_kernels()
+        function.triton_kernels()
 
     def call(name: str, *arguments: Tensor | torch.dtype) -> Any:
         return getattr(OPERATORS, name).default.redispatch(CUDA, *arguments)
@@ -327,7 +327,7 @@ def test_without_triton_the_formula_runs_with_one_warning() -> None:
     (warning,) = caught
     assert warning.category is UserWarning
     assert "pip install triton" in str(warning.message)
-    assert function._triton_kernels() == {}
+    assert function.triton_kernels() == {}
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.int32, torch.bool], ids=str)
@@ -415,7 +415,7 @@ def cuda_with_raw_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
     for name in BINARY:
         work = name.removeprefix("sigmoid_")
         kernels["sigmoid", work] = types.SimpleNamespace(run=backward)
-    monkeypatch.setattr(function, "_triton_kernels", lambda: kernels)
+    monkeypatch.setattr(function, "triton_kernels", lambda: kernels)
     return lambda name, *arguments: getattr(OPERATORS, name).default.redispatch(CUDA, *arguments)
 
 

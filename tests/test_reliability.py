@@ -1,5 +1,5 @@
-"""The long checks do what they say: their verdicts can be bad, short runs of them pass, and
-docs/reliability.md shows what the last full runs recorded."""
+"""The long checks do what they say: their verdicts can be bad, short runs of them pass, and what is
+recorded of them are full runs."""
 
 from __future__ import annotations
 
@@ -7,53 +7,46 @@ import copy
 import json
 import mmap
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import Tensor
 
-from tests import defects, fuzz_programs, load
+from tests import fuzz_programs
 from tests.native import run
 
-pytest.importorskip("tabulate")
-pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
 
-from bench import reliability
+from bench import results
+from tools import defects, load
 
-ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs/figures/reliability.json"
-PAGE = ROOT / "docs/reliability.md"
-
-
-@pytest.fixture(scope="module")
-def figures() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(FIGURES.read_text())
-    return found
+FIGURES = {
+    name: section["figures"]
+    for name, section in json.loads(defects.RECORD.read_text(encoding="utf-8")).items()
+}
+DEFECTS = defects.planned()
 
 
-def test_page_holds_the_recorded_figures() -> None:
-    assert reliability.main([str(FIGURES), "--write", str(PAGE), "--check"]) == 0
-
-
-@pytest.mark.parametrize("defect", defects.DEFECTS, ids=lambda defect: defect.name)
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
 def test_a_defect_has_its_place(defect: defects.Defect) -> None:
-    assert (ROOT / defect.file).read_text(encoding="utf-8").count(defect.old) == 1
+    assert (defects.ROOT / defect.file).read_text(encoding="utf-8").count(defect.old) == 1
+    assert defect.old != defect.new
 
 
-def test_the_recorded_runs_are_full(figures: dict[str, Any]) -> None:
-    assert figures["fuzz"]["figures"]["kernel_executions"] >= 10**7
-    assert set(figures["sanitize"]["figures"]) == set(run.SANITIZE)
-    for name, found in figures["programs"]["figures"].items():
+def test_the_recorded_runs_are_full() -> None:
+    assert FIGURES["fuzz"]["kernel_executions"] >= 10**7
+    assert set(FIGURES["sanitize"]) == set(run.SANITIZE)
+    for name, found in FIGURES["programs"].items():
         assert found["failures"] == 0
         assert name in fuzz_programs.COMPILED or found["programs"] >= 10**4
-    long = figures["load"]["figures"]
+    long = FIGURES["load"]
     assert (long["threads"]["threads"], long["threads"]["wrong"]) == (16, 0)
     assert long["threads"]["seconds"] >= 600
     assert long["small_calls"]["calls"] >= 10**6
     assert long["large_steps"]["calls"] >= 10**3
     assert long["training"]["steps"] >= 10**4
     assert load.failures(long) == []
-    assert len(figures["defects"]["figures"]["planted"]) >= 3
+    planted = [each["defect"] for each in FIGURES["defects"]["planted"]]
+    assert planted == [defect.name for defect in DEFECTS]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +61,8 @@ def test_the_recorded_runs_are_full(figures: dict[str, Any]) -> None:
         ("training", "last_loss", 10.0),
     ],
 )
-def test_load_has_bad_verdicts(figures: dict[str, Any], section: str, key: str, bad: float) -> None:
-    found = copy.deepcopy(figures["load"]["figures"])
+def test_load_has_bad_verdicts(section: str, key: str, bad: float) -> None:
+    found = copy.deepcopy(FIGURES["load"])
     found[section][key] = bad
     assert len(load.failures(found)) == 1
 
@@ -79,8 +72,9 @@ def test_short_loads() -> None:
     assert threads["calls"] > 0
     assert threads["wrong"] == 0
     assert load.training(steps=30)["largest_relative_difference"] < load.ALLOWED_DIFFERENCE
-    small = load.memory(calls=60, elements=8, warm_up=12, step=load.SmallCalls())
-    assert small["resident_bytes_before"] > 0
+    for steps in (load.SMALL_CALLS, [load.large_step]):
+        found = load.memory(calls=60, elements=8, warm_up=12, steps=steps)
+        assert found["resident_bytes_before"] > 0
 
 
 def test_threads_count_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +90,7 @@ def test_memory_sees_what_is_kept() -> None:
         kept.append(mmap.mmap(-1, 4 * load.ALLOWED_GROWTH))
         kept[-1].write(bytes([1]) * len(kept[-1]))
 
-    found = load.memory(calls=2, elements=8, warm_up=1, step=step)
+    found = load.memory(calls=2, elements=8, warm_up=1, steps=[step])
     grown = found["resident_bytes_after"] - found["resident_bytes_before"]
     assert grown > load.ALLOWED_GROWTH
 
@@ -104,7 +98,7 @@ def test_memory_sees_what_is_kept() -> None:
 def test_fuzz_without_clang_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "FUZZ", run.FUZZ._replace(compiler="a-compiler-that-is-missing"))
     with pytest.raises(SystemExit, match=r"is missing: libFuzzer comes with clang \(apt-get"):
-        run.fuzz(ROOT / "csrc", 1)
+        run.fuzz(run.ROOT / "csrc", 1)
 
 
 def test_the_kernels_are_tried_with_the_flags_they_are_shipped_with() -> None:
@@ -113,13 +107,22 @@ def test_the_kernels_are_tried_with_the_flags_they_are_shipped_with() -> None:
     assert all("-mfma" in own for own in sets.values())
 
 
-def test_records_stand_beside_each_other(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "figures.json"
-    reliability.record(path, "b", {"count": 1})
-    reliability.record(path, "a", {"count": 2})
-    reliability.record(path, "b", {"count": 3})
-    found = json.loads(path.read_text())
-    assert [(name, section["figures"]["count"]) for name, section in found.items()] == [
-        ("a", 2),
-        ("b", 3),
+def test_what_was_recorded_before_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "folder" / "figures.json"
+    results.record_section(record, "load", {"count": 1})
+    first, second, *_ = DEFECTS
+    before = [
+        {"defect": name, "message": "before"}
+        for name in (first.name, "one that is no longer planted")
+    ]
+    results.record_section(record, "defects", {"planted": before})
+    monkeypatch.setattr(defects, "RECORD", record)
+    defects.write({second.name: "now"})
+    found = json.loads(record.read_text(encoding="utf-8"))
+    assert list(found) == ["defects", "load"]
+    assert found["load"]["figures"] == {"count": 1}
+    planted = found["defects"]["figures"]["planted"]
+    assert [(each["defect"], each["message"]) for each in planted] == [
+        (first.name, "before"),
+        (second.name, "now"),
     ]

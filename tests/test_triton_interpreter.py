@@ -69,7 +69,7 @@ def _fma_of_float32(x, y, z):
     return bits.view(np.float64).reshape(np.shape(total)).astype(np.float32)
 
 
-def _fused_multiply_add(interpreter):
+def fused_multiply_add(interpreter):
     by_dtype = {np.float64: _libm("fma", ctypes.c_double), np.float32: _fma_of_float32}
 
     def fma(x, y, z):
@@ -93,7 +93,7 @@ def test_the_fma_here_rounds_once():
     assert (found != twice).sum() > 10_000
 
 
-def _bfloat16_conversion(interpreter, tl, original):
+def bfloat16_conversion(interpreter, tl, original):
     def convert(source, target):
         data, scalar = source.data, target.scalar
         if source.dtype.scalar == tl.bfloat16:
@@ -126,11 +126,11 @@ def kernels():
         setattr(module, name, functools.partial(operator.redispatch, CUDA))
     builder = interpreter.interpreter_builder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(function, "_triton_kernels", lambda: module.KERNELS)
-        patch.setattr(builder, "create_fma", _fused_multiply_add(interpreter))
+        patch.setattr(function, "triton_kernels", lambda: module.KERNELS)
+        patch.setattr(builder, "create_fma", fused_multiply_add(interpreter))
         for name in ("create_fp_ext", "create_fp_trunc"):
             original = getattr(builder, name)
-            patch.setattr(builder, name, _bfloat16_conversion(interpreter, tl, original))
+            patch.setattr(builder, name, bfloat16_conversion(interpreter, tl, original))
         with np.errstate(all="ignore"):  # signalling NaN and overflows are among the inputs
             yield module
 
@@ -200,14 +200,14 @@ def _assert_within(result, reference, tolerance):
     assert (np.isnan(got) | (np.abs(got - reference) <= tolerance)).all()
 
 
-def _every_half(dtype):
+def every_half(dtype):
     return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
-def _inputs(dtype):
+def inputs(dtype):
     """Bit patterns of a half; else a sweep past both ends of the range, and small numbers."""
     if dtype.itemsize == 2:
-        return _every_half(dtype)[::5]
+        return every_half(dtype)[::5]
     end = 110 if dtype == torch.float32 else 750
     generator = torch.Generator().manual_seed(0)
     small = torch.logspace(-46, 1, 2001, dtype=torch.float64)
@@ -224,10 +224,10 @@ def _inputs(dtype):
 def _patterns(dtype):
     """Every half, and every 1,021st float32; of float64 the inputs above."""
     if dtype.itemsize == 2:
-        return _every_half(dtype)
+        return every_half(dtype)
     if dtype == torch.float32:
         return torch.arange(-(2**31), 2**31, 1021).to(torch.int32).view(dtype)
-    return _inputs(dtype)
+    return inputs(dtype)
 
 
 def _random(shape, dtype, seed=0):
@@ -301,7 +301,7 @@ def sizes(kernels, monkeypatch):
     return of
 
 
-def _reciprocal_off_by(ulps, calls):
+def reciprocal_off_by(ulps, calls):
     """Takes the place of NVIDIA's, which is off by one unit in the last place at the most."""
     import triton.language as tl
     from triton.runtime import interpreter
@@ -324,8 +324,8 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
     import triton.language as tl
 
     calls = []
-    reciprocal = _reciprocal_off_by(ulps, calls)
-    x = _every_half(dtype) if dtype.itemsize == 2 else _inputs(dtype)
+    reciprocal = reciprocal_off_by(ulps, calls)
+    x = every_half(dtype) if dtype.itemsize == 2 else inputs(dtype)
     x = x[(x >= 0) & x.isfinite()]
     x = torch.cat([x, -x, torch.tensor([torch.inf, -torch.inf], dtype=dtype)])
     grad = _random(x.shape, dtype)
@@ -338,7 +338,7 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
     assert not exponential._IS_NVIDIA.value
     monkeypatch.setattr(exponential, "_IS_NVIDIA", tl.constexpr(True))
     monkeypatch.setattr(exponential, "_reciprocal", reciprocal)
-    monkeypatch.setattr(exponential, "_looked_up", exponential._chosen)
+    monkeypatch.setattr(exponential, "looked_up", exponential.chosen)
     approximated = results()
     assert calls
     bits = torch.int16 if dtype.itemsize == 2 else torch.int32
@@ -347,7 +347,7 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
 
 
 @contextlib.contextmanager
-def _accesses():
+def accesses():
     """Addresses that the interpreted kernels read and write meanwhile."""
     from triton.runtime import interpreter
 
@@ -379,7 +379,7 @@ def test_nothing_outside_the_tensors_is_touched(kernels, sizes, dtype):
                 for _ in range(kernel.reads + kernel.writes)
             ]
             tensors = tuple(buffer[guard : guard + size] for buffer in buffers)
-            with _accesses() as seen:
+            with accesses() as seen:
                 kernel.write(*tensors)
             addresses = np.concatenate([*seen, np.empty(0, np.uint64)])
             allowed = np.concatenate(
@@ -394,14 +394,14 @@ def test_nothing_outside_the_tensors_is_touched(kernels, sizes, dtype):
 @large_blocks
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_errors_stay_within_their_bounds(kernels, dtype):
-    x = _inputs(dtype)
+    x = inputs(dtype)
     _assert_all_within(_results(kernels, _random(x.shape, dtype), x), dtype)
 
 
 @large_blocks
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_halves_are_correctly_rounded_for_every_input(kernels, dtype):
-    x = _every_half(dtype)
+    x = every_half(dtype)
     value, derivative = kernels.sigmoid_with_derivative(x)
     gradient = kernels.sigmoid_backward(torch.ones_like(x), x)
     expected = _rounded(_value(_exact(x)), dtype)
@@ -498,7 +498,7 @@ def _outputs(dtype):
     """What a sigmoid may give: of a half every number, else also where the floor of the loss and
     the rounding of 1 - y decide."""
     if dtype.itemsize == 2:
-        y = _every_half(dtype)
+        y = every_half(dtype)
         return torch.cat([y[(y >= 0) & (y <= 1)], torch.tensor([torch.nan], dtype=dtype)])
     eps = torch.finfo(dtype).eps
     small = torch.logspace(-46, 0, 3001, dtype=torch.float64)
@@ -573,13 +573,13 @@ def test_layouts(kernels, layout, dtype):
 
 def _spied_launches(kernels, monkeypatch):
     """The tensors and the call of each launch from now on."""
-    launched, launch = [], kernels._launch_by_triton
+    launched, launch = [], kernels.launch_by_triton
 
     def spied(kernel, tensors, call):
         launched.append((tensors, call))
         return launch(kernel, tensors, call)
 
-    monkeypatch.setattr(kernels, "_launch_by_triton", spied)
+    monkeypatch.setattr(kernels, "launch_by_triton", spied)
     return launched
 
 
@@ -691,7 +691,7 @@ def test_launches_on_the_device_of_the_tensor(kernels, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: recorder.device)
     monkeypatch.setattr(kernels, "_dense_kernel", recorder)
     call = kernels.Call(kernels.Layout.DENSE, 0, (3,))
-    kernels._launch_by_triton(kernels.KERNELS[VALUE], (_TensorOnSecondDevice(),) * 2, call)
+    kernels.launch_by_triton(kernels.KERNELS[VALUE], (_TensorOnSecondDevice(),) * 2, call)
     assert recorder.launches == [(1, (1,))]
     assert recorder.device == 0
 
@@ -771,7 +771,7 @@ def test_rows_are_not_copied(kernels, name, dtype, place, monkeypatch):
 def test_what_a_row_has_by_sixteen_bytes_is_read_so(kernels):
     def wide(make, dtype, place="aligned"):
         x = make(_random(768 + PLACES[place], dtype)[PLACES[place] :])
-        return kernels._call(kernels.KERNELS[VALUE], (x, torch.empty_like(x))).wide
+        return kernels.call_of(kernels.KERNELS[VALUE], (x, torch.empty_like(x))).wide
 
     expected = {
         "part of each row": 0b11,
@@ -790,12 +790,12 @@ def test_what_a_row_has_by_sixteen_bytes_is_read_so(kernels):
         # In place, where what is beside the last columns must stay.
         for columns, expected_in_place in ((24, 0b11), (23, 0)):
             part = _random(768, dtype).reshape(16, 48)[:, :columns]
-            assert kernels._call(kernels.KERNELS[VALUE], (part, part)).wide == expected_in_place
+            assert kernels.call_of(kernels.KERNELS[VALUE], (part, part)).wide == expected_in_place
         # All results, or nothing.
         aligned, unaligned = torch.empty(16, dtype=dtype), torch.empty(17, dtype=dtype)[1:]
-        assert kernels._call(kernels.KERNELS[VALUE], (aligned, unaligned)).wide == 0
+        assert kernels.call_of(kernels.KERNELS[VALUE], (aligned, unaligned)).wide == 0
         for pair in ((aligned, unaligned), (unaligned, aligned)):
-            assert kernels._call(kernels.KERNELS[PAIR], (aligned, *pair)).wide == 0
+            assert kernels.call_of(kernels.KERNELS[PAIR], (aligned, *pair)).wide == 0
 
 
 def _random_view(generator, make, shape):

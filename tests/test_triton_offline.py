@@ -17,7 +17,7 @@ from tests import private_kernels
 
 triton = pytest.importorskip("triton")
 elementwise = importlib.import_module("fused_sigmoid.triton.elementwise")
-static = importlib.import_module("bench.static")
+static = importlib.import_module("tools.static")
 
 # The sigmoid's by their works; those of all functions have a test of their own.
 KERNELS = {
@@ -234,7 +234,7 @@ def test_parameters_are_those_that_the_extension_passes(compiled, name, capabili
     parameters = re.findall(r"\.param \.(\w+)", entry)
     tensors = [torch.zeros(8, 16)[:, ::2] for _ in range(KERNELS[name].reads)]
     tensors += [torch.zeros(8, 8) for _ in range(KERNELS[name].writes)]
-    numbers = elementwise._call(KERNELS[name], tuple(tensors)).numbers
+    numbers = elementwise.call_of(KERNELS[name], tuple(tensors)).numbers
     passed = len(tensors) + (len(numbers) if layout == ROWS else 1)
     assert set(parameters) == {"u64"}
     assert passed <= len(parameters) <= passed + 4
@@ -403,8 +403,7 @@ def test_what_is_not_whole_goes_by_elements_without_shared_memory(compiled, name
 @every_dtype
 def test_small_blocks_compile(name, dtype, compiled):
     small = elementwise.blocks_for(DTYPES[dtype], 1).size
-    options = dict(elementwise.LAUNCH_OPTIONS)
-    found = static.compile_with(KERNELS[name], dtype, ("cuda", 90, 32), small, options)
+    found = static.compile_kernel(KERNELS[name], dtype, 90, size=small)
     bits = small // 128 * 8 * DTYPES[dtype].itemsize
     assert bits in _widths(found.asm["ptx"], "ld")
     assert found.metadata.shared == 0
@@ -421,15 +420,8 @@ def for_amd(tmp_path_factory):
         module = private_kernels.load("kernels_for_amd")
 
     def compile_for(name, dtype, architecture, layout=DENSE):
-        return static.compile_with(
-            *(
-                module.KERNELS["sigmoid", name],
-                dtype,
-                ("hip", architecture, 64),
-                static.block_size(dtype),
-            ),
-            *(dict(module.LAUNCH_OPTIONS), layout),
-        )
+        kernel = module.KERNELS["sigmoid", name]
+        return static.compile_kernel(kernel, dtype, ("hip", architecture, 64), layout)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))

@@ -30,7 +30,8 @@ constexpr bool rounds_half_up(Work work) {
          (work == Work::value || work == Work::value_and_derivative);
 }
 
-// Computes some vectors one after the other, whose latencies the processor overlaps.
+// Computes some vectors one after the other, whose latencies the processor overlaps. In a loop each
+// is a `Group`, two registers computed operation by operation: vector.h has the reason.
 // GCC counts what is inlined here against the loops, and would inline less as functions are added.
 template <class F, Work work, class V, class T, int vectors>
 [[gnu::always_inline]] inline void compute_vectors(const T* const* in, T* const* out,

@@ -67,6 +67,8 @@ struct Floats : Registers<float, uint32_t, 32, _mm256_fmadd_ps, _mm256_min_ps, _
   }
 };
 
+// The 2 is of bfloat16: a register of the even elements and one of the odd. Why loops take two
+// registers at a time of every dtype stands beside `Group` in vector.h.
 using Vectors = VectorsOf<Doubles, Floats, 2>;
 
 }  // namespace fused_sigmoid::avx2

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import struct
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -323,7 +324,14 @@ def structure(
     return f"\nstruct {format.structure} {{\n{body}\n}};\n"
 
 
-def block(key: str, words: list[str]) -> list[str]:
-    """The words as an item of a dictionary in Python, a string of several lines."""
+def block(key: str, values: Iterable[mpf | int], comment: Sequence[str] = ()) -> list[str]:
+    """Numbers or bits as an item of a dictionary in Python, a string of several lines."""
+    words = [f"{value:#x}" if isinstance(value, int) else literal(value) for value in values]
     wrapped = textwrap.wrap(" ".join(words), 92)
-    return [f'    "{key}": """', *(" " * 8 + line for line in wrapped), '    """,']
+    lines = [*(f"# {line}" for line in comment), f'"{key}": """', *wrapped, '""",']
+    return [" " * 8 + line for line in lines]
+
+
+def table(name: str, parse: str, blocks: Iterable[list[str]]) -> str:
+    """A dictionary in Python, each string of which a function of the module parses."""
+    return "\n".join([f"{name} = {parse}(", "    {", *chain.from_iterable(blocks), "    }", ")\n"])

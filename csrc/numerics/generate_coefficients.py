@@ -40,7 +40,6 @@ from exponential_coefficients import (
     correctly_rounded,
     finite_inputs,
     fma,
-    literal,
     misroundings,
     pieces_of_ln2,
     powers_member,
@@ -49,6 +48,7 @@ from exponential_coefficients import (
     relative_error,
     round_to,
     structure,
+    table,
     units_with_exact_tables,
 )
 
@@ -428,36 +428,40 @@ of the loss, log(1 + exp(-|x|)), are the same for both halves.
 """
 
 SCALARS = {names}
+LOSS_SCALARS = {loss_names}
 
-_NUMBERS = {{
-{numbers}
-}}
-CONSTANTS = {{
-    dtype: tuple(map(float.fromhex, numbers.split())) for dtype, numbers in _NUMBERS.items()
-}}
 
-_BITS = {{
-{bits}
-}}
-POWERS = {{dtype: tuple(int(word, 16) for word in bits.split()) for dtype, bits in _BITS.items()}}
-{loss}'''
+def _numbers(texts: dict[str, str]) -> dict[str, tuple[float, ...]]:
+    return {{dtype: tuple(map(float.fromhex, text.split())) for dtype, text in texts.items()}}
+
+
+def _bits(texts: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    return {{dtype: tuple(int(word, 16) for word in text.split()) for dtype, text in texts.items()}}
+
+
+{tables}'''
+
+
+def names(item: Constants | loss.LossConstants) -> str:
+    return "({})".format(", ".join(f'"{name}"' for name in item.scalars()))
+
+
+def numbers_block(item: Constants) -> list[str]:
+    values = (*item.scalars().values(), *item.exp)
+    return block(item.format.name, values, error_lines(item))
 
 
 def module(items: list[Constants], of_loss: list[loss.LossConstants]) -> str:
-    numbers: list[str] = []
-    bits: list[str] = []
-    for item in items:
-        words = [literal(value) for value in (*item.scalars().values(), *item.exp)]
-        numbers += [f"    # {line}" for line in error_lines(item)]
-        numbers += block(item.format.name, words)
-        bits += block(item.format.name, [f"{power:#x}" for power in item.powers()])
-    names = ", ".join(f'"{name}"' for name in items[0].scalars())
+    tables = [
+        table("CONSTANTS", "_numbers", map(numbers_block, items)),
+        table("POWERS", "_bits", (block(item.format.name, item.powers()) for item in items)),
+        *loss.tables(of_loss),
+    ]
     return MODULE_TEXT.format(
         warning=WARNING,
-        names=f"({names})",
-        numbers="\n".join(numbers),
-        bits="\n".join(bits),
-        loss=loss.module_part(of_loss),
+        names=names(items[0]),
+        loss_names=names(of_loss[0]),
+        tables="\n".join(tables),
     )
 
 

@@ -29,7 +29,6 @@ from exponential_coefficients import (
     finite_inputs,
     fma,
     from_middle,
-    literal,
     misroundings,
     pieces_of_ln2,
     powers_member,
@@ -37,6 +36,7 @@ from exponential_coefficients import (
     proven_factor,
     round_to,
     structure,
+    table,
     units_with_exact_tables,
 )
 from mpmath import mp, mpf
@@ -392,49 +392,16 @@ def structure_of(item: LossConstants) -> str:
     return structure(item.format, item.format is HALF, item.scalars(), MEANING, members)
 
 
-MODULE_TEXT = """
-LOSS_SCALARS = {names}
-
-_LOSS_NUMBERS = {{
-{numbers}
-}}
-LOSS_CONSTANTS = {{
-    dtype: tuple(map(float.fromhex, numbers.split())) for dtype, numbers in _LOSS_NUMBERS.items()
-}}
-
-_LOSS_EXP = {{
-{exp}
-}}
-LOSS_EXP = {{
-    dtype: tuple(map(float.fromhex, numbers.split())) for dtype, numbers in _LOSS_EXP.items()
-}}
-
-_LOSS_LOG1P = {{
-{log1p}
-}}
-LOSS_LOG1P = {{
-    dtype: tuple(map(float.fromhex, numbers.split())) for dtype, numbers in _LOSS_LOG1P.items()
-}}
-
-_LOSS_BITS = {{
-{bits}
-}}
-LOSS_POWERS = {{
-    dtype: tuple(int(word, 16) for word in bits.split()) for dtype, bits in _LOSS_BITS.items()
-}}
-"""
-
-
-def module_part(items: list[LossConstants]) -> str:
-    parts: dict[str, list[str]] = {"numbers": [], "exp": [], "log1p": [], "bits": []}
-    for item in items:
-        key = item.format.name.removesuffix("_loss")
-        parts["numbers"] += block(key, [literal(value) for value in item.scalars().values()])
-        parts["exp"] += [f"    # {line}" for line in exp_lines(item)]
-        parts["exp"] += block(key, [literal(value) for value in item.exp_minus_one])
-        parts["log1p"] += [f"    # {line}" for line in log1p_lines(item)]
-        parts["log1p"] += block(key, [literal(value) for value in item.log1p])
-        parts["bits"] += block(key, [f"{power:#x}" for power in item.powers()])
-    names = ", ".join(f'"{name}"' for name in items[0].scalars())
-    texts = {name: "\n".join(lines) for name, lines in parts.items()}
-    return MODULE_TEXT.format(names=f"({names})", **texts)
+def tables(items: list[LossConstants]) -> list[str]:
+    """Those of the Python module, by dtype."""
+    keyed = [(item.format.name.removesuffix("_loss"), item) for item in items]
+    scalars = [block(key, item.scalars().values()) for key, item in keyed]
+    exp = [block(key, item.exp_minus_one, exp_lines(item)) for key, item in keyed]
+    log1p = [block(key, item.log1p, log1p_lines(item)) for key, item in keyed]
+    powers = [block(key, item.powers()) for key, item in keyed]
+    return [
+        table("LOSS_CONSTANTS", "_numbers", scalars),
+        table("LOSS_EXP", "_numbers", exp),
+        table("LOSS_LOG1P", "_numbers", log1p),
+        table("LOSS_POWERS", "_bits", powers),
+    ]

@@ -1,13 +1,16 @@
-"""What ``check`` found: rows of figures with their bounds, as a table and as JSON. Depends on
-tabulate and the standard library; measures nothing."""
+"""What ``check`` found: rows of figures with their bounds, as text and as JSON. Depends on tabulate
+and the standard library; measures nothing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tabulate import tabulate
+
+from .._terminal import paragraph
 
 SCHEMA = 1
 
@@ -24,15 +27,27 @@ FIGURES = {
     "unlike_pair": "unlike the pair",
     "unlike_first_set": "unlike the first set",
 }
-# Those with a column of their own.
-COLUMNS = ("misrounded", "zeroed", "decreasing")
+# Those with a column of their own, beside torch's.
+COUNTED = ("misrounded", "zeroed", "decreasing")
+COLUMNS = (
+    *("dtype", "quantity", "largest error", "bound", "torch's"),
+    *("misrounded", "zeroed", "falling", "kernels", "at x", "missed"),
+)
+TEXTS = ("dtype", "quantity", "kernels", "missed")
+# What narrow terminals do without, first the first.
+LEAST_NEEDED = ("at x", "falling", "misrounded", "zeroed", "kernels")
+# Rows that are shown when all bounds hold: float32 has so many.
+NEAREST = 6
+# Kinds of missed bounds in the verdict; the table has all.
+NAMED = 3
 
+NOTE_WIDTH = 100
 NOTE = """\
 Pairs are ours / torch's. misrounded: not the nearest number. zeroed: 0 where that is not 0.
-falling: a step in the wrong direction from the input before. t: the target of a loss. A verdict
-covers as well: NaN for NaN and nothing else; σ in [0, 1], σ' in [0, 1/4], no loss below 0; σ' even
-to the last bit, and the loss of t = 1 at -x that of t = 0 at x; the results at ±0, ±inf and the
-largest numbers; the same bits from every function and every instruction set."""
+falling: a step in the wrong direction from the input before. t: the target of a loss. There are
+bounds as well on: NaN for NaN and nothing else; σ in [0, 1], σ' in [0, 1/4], no loss below 0; σ'
+even to the last bit, and the loss of t = 1 at -x that of t = 0 at x; the results at ±0, ±inf and
+the largest numbers; the same bits from every function and every instruction set."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,12 @@ class Row:
     @property
     def missed(self) -> list[str]:
         return [name for name, figure in self.figures.items() if not figure.passed]
+
+    @property
+    def nearness(self) -> float:
+        """The error as a part of its bound; 0 of one that has none."""
+        error = self.figures["error"]
+        return error.ours / error.bound if error.bound else 0.0
 
     @property
     def where(self) -> str:
@@ -123,62 +144,135 @@ def document(report: Report) -> dict[str, Any]:
     }
 
 
-def text(report: Report) -> str:
-    """A table for each dtype and unit, and the verdict in one line."""
-    tables: dict[str, list[Row]] = {}
-    for row in report.rows:
-        measure = "ulp" if row.unit == "ulp" else "relative error"
-        title = f"{row.dtype}, {measure}: {row.inputs:,} inputs against {row.reference}"
-        tables.setdefault(title, []).append(row)
-    parts = [f"{title}\n{_table(rows)}" for title, rows in tables.items()]
-    parts.append(NOTE)
-    parts.append(verdict(report))
-    return "\n\n".join(parts)
+def text(report: Report, every: bool = False, width: int | None = None) -> str:
+    """The verdict in a sentence, then the rows that miss a bound or are nearest to one, or every
+    row. Tables leave out columns that do not fit into ``width``, where there is one."""
+    parts = _every(report.rows, width) if every else _worst(report, width)
+    return "\n\n".join([paragraph(verdict(report), width), *parts])
 
 
 def verdict(report: Report) -> str:
-    """Whether all bounds hold, or which do not."""
-    seconds = f"{sum(report.seconds.values()):.0f} s"
+    """Whether all bounds hold, or which do not; of how many results, and where."""
+    names = {"cpu": report.machine["cpu"]}
+    names |= {f"cuda:{index}": name for index, name in enumerate(report.machine["cuda"])}
+    devices = [
+        f"{names[device]} ({', '.join(kernels)})"
+        for device, kernels in _kernels(report.rows).items()
+    ]
+    results = sum(row.inputs for row in report.rows)
+    seconds = sum(report.seconds.values())
+    checked = f"{results:,} results checked on {' and '.join(devices)} in {seconds:.0f} s"
     if report.passed:
-        return f"all bounds hold ({seconds})"
-    where: dict[str, list[str]] = {}
+        return f"All bounds hold: {checked}."
+    missed: dict[str, list[Row]] = {}
     for row in report.rows:
         for name in row.missed:
-            what = f"{row.dtype} {row.quantity}: {FIGURES[name]}"
-            where.setdefault(what, []).append(row.where)
-    count = sum(map(len, where.values()))
-    which = "; ".join(f"{what} ({', '.join(places)})" for what, places in where.items())
-    return f"{count} {'bound' if count == 1 else 'bounds'} missed ({seconds}): {which}"
+            missed.setdefault(f"{row.dtype} {row.quantity}: {FIGURES[name]}", []).append(row)
+    which = [f"{what} ({_where(rows)})" for what, rows in missed.items()]
+    if len(which) > NAMED:
+        which[NAMED:] = [f"and {len(which) - NAMED} more"]
+    count = len(report.missed)
+    found = "1 bound does not hold" if count == 1 else f"{count} bounds do not hold"
+    return f"{found}: {'; '.join(which)}. {checked}."
 
 
-def _table(rows: list[Row]) -> str:
-    counted = [name for name in COLUMNS if any(name in row.figures for row in rows)]
-    bounded = any(row.figures["error"].bound is not None for row in rows)
-    head = [
-        "kernels",
-        "quantity",
-        "error",
-        "at x",
-        *["bound"] * bounded,
-        "torch's",
-        *[FIGURES[name] for name in counted],
-    ]
-    lines = []
+def _every(rows: Iterable[Row], width: int | None) -> Iterator[str]:
+    tables: dict[str, list[dict[str, str]]] = {}
     for row in rows:
-        error = row.figures["error"]
-        line = [row.where, row.quantity, _number(error.ours)]
-        line.append("" if error.at is None else f"{error.at:.6g}")
-        if bounded:
-            line.append("" if error.bound is None else f"{error.bound:g}")
-        line.append(_number(error.torch))
-        for name in counted:
-            figure = row.figures.get(name)
-            line.append("" if figure is None else f"{_count(figure.ours)} / {_count(figure.torch)}")
-        missed = ", ".join(FIGURES[name] for name in row.missed)
-        lines.append([*line, f"MISSED: {missed}" if missed else "holds"])
-    aligned = ["left", "left", *["right"] * (len(head) - 2), "left"]
-    head.append("verdict")
-    return tabulate(lines, headers=head, colalign=aligned, disable_numparse=True)
+        title = f"{row.dtype}: {row.inputs:,} inputs against {row.reference}"
+        tables.setdefault(title, []).append({"kernels": row.where} | _error(row) | _pairs(row))
+    for title, lines in tables.items():
+        yield f"{paragraph(title, width)}\n{_table(lines, width)}"
+    yield paragraph(NOTE, min(width or NOTE_WIDTH, NOTE_WIDTH))
+
+
+def _worst(report: Report, width: int | None) -> Iterator[str]:
+    yield _table(_nearest(report.rows), width)
+    yield (
+        f"Zero where that is not right: {_sums(report.rows, 'zeroed')}.\n"
+        f"Not the nearest number, in 16 bits: {_sums(report.rows, 'misrounded')}."
+    )
+    yield "--all shows every row" + ("." if report.full else "; --full checks all of float32.")
+
+
+def _nearest(rows: Iterable[Row]) -> list[dict[str, str]]:
+    """The rows that miss a bound, and the ``NEAREST`` nearest to theirs; rows whose figures are the
+    same, though at another x, in one."""
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (not row.missed, -row.nearness)):
+        figures = _error(row) | {"quantity": "", "at x": ""}
+        alike.setdefault((row.dtype, *figures.values()), []).append(row)
+    lines: list[dict[str, str]] = []
+    for found in alike.values():
+        first = found[0]
+        if first.missed or (first.nearness and len(lines) < NEAREST):
+            names = dict.fromkeys(row.quantity for row in found)
+            if len(names) > 1:  # what all ways to save have in common is named once
+                names = dict.fromkeys(name.partition(", saved=")[0] for name in names)
+            line = {"kernels": _where(found), "dtype": first.dtype} | _error(first)
+            lines.append(line | {"quantity": "; ".join(names)})
+    return lines
+
+
+def _kernels(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """The names of the kernels by device, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        found.setdefault(row.device, {})[row.kernels] = None
+    return {device: list(names) for device, names in found.items()}
+
+
+def _where(rows: Iterable[Row]) -> str:
+    return "; ".join(f"{device} {', '.join(names)}" for device, names in _kernels(rows).items())
+
+
+def _sums(rows: Iterable[Row], name: str) -> str:
+    """The counts of all rows that may have none."""
+    figures = [row.figures[name] for row in rows if name in row.figures]
+    bounded = [figure for figure in figures if figure.bound == 0]
+    ours = sum(figure.ours for figure in bounded)
+    of_torch = sum(figure.torch or 0 for figure in bounded)
+    return f"{ours:,.0f} of ours, {of_torch:,.0f} of torch's"
+
+
+def _error(row: Row) -> dict[str, str]:
+    error = row.figures["error"]
+    counts = {
+        name: "" if name == "error" else f" {_count(row.figures[name].ours)}" for name in row.missed
+    }
+    return {
+        "quantity": row.quantity,
+        "largest error": _number(error.ours),
+        "at x": "" if error.at is None else f"{error.at:.6g}",
+        "bound": "nearest" if error.bound is None else f"{error.bound:g} {row.unit}",
+        "torch's": _number(error.torch),
+        "missed": ", ".join(f"{FIGURES[name]}{count}" for name, count in counts.items()),
+    }
+
+
+def _pairs(row: Row) -> dict[str, str]:
+    figures = {name: row.figures[name] for name in COUNTED if name in row.figures}
+    return {
+        FIGURES[name]: f"{_count(figure.ours)} / {_count(figure.torch)}"
+        for name, figure in figures.items()
+    }
+
+
+def _table(lines: list[dict[str, str]], width: int | None) -> str:
+    """Of the columns that are not empty; without those least needed, if it is too wide."""
+    columns = {name: [line.get(name, "") for line in lines] for name in COLUMNS}
+    columns = {name: entries for name, entries in columns.items() if any(entries)}
+    table = _aligned(columns)
+    for name in LEAST_NEEDED:
+        if width is not None and max(map(len, table.splitlines()), default=0) > width:
+            columns.pop(name, None)
+            table = _aligned(columns)
+    return table
+
+
+def _aligned(columns: dict[str, list[str]]) -> str:
+    alignment = ["left" if name in TEXTS else "right" for name in columns]
+    return tabulate(columns, headers="keys", colalign=alignment, disable_numparse=True)
 
 
 def _number(number: float | None) -> str:

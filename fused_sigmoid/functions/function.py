@@ -67,7 +67,7 @@ class Function:
 
     def kernel(self, work: str) -> Kernel | None:
         """The Triton kernel for a work, if there is one."""
-        return _triton_kernels().get((self.name, work))
+        return triton_kernels().get((self.name, work))
 
     def run(self, work: str, *operands: Tensor) -> Any:
         """A work on a GPU, of operands of one shape and dtype."""
@@ -99,7 +99,7 @@ def _narrowed(wide: Tensor, like: Tensor) -> Tensor:
 
 
 @functools.cache
-def _triton_kernels() -> dict[tuple[str, str], Kernel]:
+def triton_kernels() -> dict[tuple[str, str], Kernel]:
     """By function and work; none where Triton is missing."""
     try:
         from ..triton.elementwise import KERNELS

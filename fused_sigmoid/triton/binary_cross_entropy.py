@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .coefficients import LOSS_CONSTANTS, LOSS_EXP, LOSS_LOG1P, LOSS_POWERS, LOSS_SCALARS
 from .elementwise import LAUNCH_OPTIONS, blocks_for
-from .exponential import _constant, _power_of_two, _quotient, minus
+from .exponential import constant, divide, minus, power_of_two
 from .sigmoid import value as _sigmoid
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ _LOG1P = _by_dtype(LOSS_LOG1P)
 @triton.jit
 def _horner(x, coefficients: tl.constexpr):
     terms: tl.constexpr = len(coefficients)
-    p = _constant(x, coefficients[terms - 1])
+    p = constant(x, coefficients[terms - 1])
     for i in tl.static_range(terms - 1):
-        p = tl.fma(p, x, _constant(x, coefficients[terms - 2 - i]))
+        p = tl.fma(p, x, constant(x, coefficients[terms - 2 - i]))
     return p
 
 
@@ -60,20 +60,20 @@ def _logistic_loss(magnitude, dtype: tl.constexpr):
     powers: tl.constexpr = _POWERS[dtype]
     of_exp: tl.constexpr = _EXP[dtype]
     of_log1p: tl.constexpr = _LOG1P[dtype]
-    limit = _constant(magnitude, constants[_LIMIT])
-    round_shift = _constant(magnitude, constants[_ROUND_SHIFT])
+    limit = constant(magnitude, constants[_LIMIT])
+    round_shift = constant(magnitude, constants[_ROUND_SHIFT])
     a = tl.minimum(magnitude, limit, propagate_nan=tl.PropagateNan.ALL)
-    shifted = tl.fma(a, minus(_constant(a, constants[_LOG2_E])), round_shift)
+    shifted = tl.fma(a, minus(constant(a, constants[_LOG2_E])), round_shift)
     m = shifted - round_shift
-    r = tl.fma(m, _constant(a, constants[_LN2_HIGH]), a)
-    r = tl.fma(m, _constant(a, constants[_LN2_LOW]), r)
-    power = _power_of_two(shifted, powers)
+    r = tl.fma(m, constant(a, constants[_LN2_HIGH]), a)
+    r = tl.fma(m, constant(a, constants[_LN2_LOW]), r)
+    power = power_of_two(shifted, powers)
     scaled = tl.fma(power, _horner(r, of_exp), power)
-    e = scaled * _constant(a, constants[_INVERSE_SCALE])
+    e = scaled * constant(a, constants[_INVERSE_SCALE])
     log1p = tl.fma(e * _horner(e, of_log1p), e, e)
     # The halves' reciprocal is corrected as well: their operands are other than the sigmoid's.
     corrected: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
-    smaller = _quotient(scaled, scaled + _constant(a, constants[_SUMMAND]), corrected)
+    smaller = divide(scaled, scaled + constant(a, constants[_SUMMAND]), corrected)
     return smaller, log1p
 
 

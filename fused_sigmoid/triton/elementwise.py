@@ -267,17 +267,17 @@ class Kernel(NamedTuple):
         lie in a layout that the kernel has; says whether they do."""
         if tensors[-1].numel() == 0 or extension.launch_gpu_kernel(self.number, tensors):
             return True
-        call = _call(self, tensors)
+        call = call_of(self, tensors)
         if call is None:
             return False
         key = _key(self, tensors, call)
         if not tensors[0].is_cuda or key in _compiled:
             # Triton's interpreter runs it, or the extension refused it, or hooks are to see it.
-            _launch_by_triton(self, tensors, call)
+            launch_by_triton(self, tensors, call)
             return True
         with _compiling:  # threads that wait here find it compiled
             if not extension.launch_gpu_kernel(self.number, tensors):
-                compiled = _launch_by_triton(self, tensors, call)
+                compiled = launch_by_triton(self, tensors, call)
                 _compiled[key] = compiled, _hand_over(self, tensors, call, compiled)
         return True
 
@@ -326,7 +326,7 @@ class Call(NamedTuple):
     numbers: tuple[int, ...]
 
 
-def _call(kernel: Kernel, tensors: tuple[Tensor, ...]) -> Call | None:
+def call_of(kernel: Kernel, tensors: tuple[Tensor, ...]) -> Call | None:
     """None if the tensors lie in no layout that a kernel has."""
     found = extension.gpu_call(kernel.number, tensors)
     return found and Call(Layout(found[0]), *found[1:])
@@ -338,7 +338,7 @@ def _key(kernel: Kernel, tensors: tuple[Tensor, ...], call: Call) -> _Key:
     return kernel.number, call.layout, device, dtype, call.wide, size
 
 
-def _launch_by_triton(kernel: Kernel, tensors: tuple[Tensor, ...], call: Call) -> Any:
+def launch_by_triton(kernel: Kernel, tensors: tuple[Tensor, ...], call: Call) -> Any:
     count, device = call.numbers[0], tensors[-1].get_device()
     elsewhere = device >= 0 and device != torch.cuda.current_device()
     block_size = blocks_for(tensors[-1].dtype, count).size

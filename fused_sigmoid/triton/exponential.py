@@ -26,7 +26,7 @@ _IS_NVIDIA = tl.constexpr(torch.version.hip is None and not triton.knobs.runtime
 
 
 @triton.jit
-def _constant(x, value: tl.constexpr):
+def constant(x, value: tl.constexpr):
     """The constant in x's type; a bare Python float would enter tl.fma as float32."""
     return tl.full((), value, x.dtype)
 
@@ -37,7 +37,7 @@ def minus(x):
 
 
 @triton.jit
-def _chosen(j, entries: tl.constexpr, type: tl.constexpr):
+def chosen(j, entries: tl.constexpr, type: tl.constexpr):
     """The one of eight entries, numbers of a type, that the lowest three bits of j name."""
     bit = (j & 1) != 0
     a = tl.where(bit, tl.full((), entries[1], type), tl.full((), entries[0], type))
@@ -62,8 +62,8 @@ _SHUFFLE_64 = tl.constexpr("""{
 
 
 @triton.jit
-def _looked_up(j, entries: tl.constexpr, type: tl.constexpr):
-    """As _chosen does.
+def looked_up(j, entries: tl.constexpr, type: tl.constexpr):
+    """The same as ``chosen`` gives.
 
     On NVIDIA's hardware each lane of a warp has an entry at hand, and a shuffle fetches that of
     another lane: one instruction an element, or two in float64, where the choice by bits takes ten.
@@ -73,7 +73,7 @@ def _looked_up(j, entries: tl.constexpr, type: tl.constexpr):
         lane = tl.inline_asm_elementwise(
             "mov.u32 $0, %laneid;", "=r", [], dtype=tl.int32, is_pure=True, pack=1
         )
-        own = _chosen(lane, entries, type)
+        own = chosen(lane, entries, type)
         if type == tl.int64:
             entry = tl.inline_asm_elementwise(
                 _SHUFFLE_64, "=l,l,l", [own, j], dtype=tl.int64, is_pure=False, pack=1
@@ -83,20 +83,20 @@ def _looked_up(j, entries: tl.constexpr, type: tl.constexpr):
                 _SHUFFLE, "=r,r,r", [own, j], dtype=tl.int32, is_pure=False, pack=1
             )
     else:
-        entry = _chosen(j, entries, type)
+        entry = chosen(j, entries, type)
     return entry
 
 
 @triton.jit
-def _power_of_two(shifted, powers: tl.constexpr):
+def power_of_two(shifted, powers: tl.constexpr):
     """2**m, times a factor that is in the table, where the low bits of `shifted` are 8 m: the entry
     that the lowest three bits name, to which those above are added as the exponent."""
     if shifted.dtype == tl.float64:
         bits = shifted.to(tl.int64, bitcast=True)
-        power = (_looked_up(bits, powers, tl.int64) + (bits << 49)).to(tl.float64, bitcast=True)
+        power = (looked_up(bits, powers, tl.int64) + (bits << 49)).to(tl.float64, bitcast=True)
     else:
         bits = shifted.to(tl.int32, bitcast=True)
-        power = (_looked_up(bits, powers, tl.int32) + (bits << 20)).to(tl.float32, bitcast=True)
+        power = (looked_up(bits, powers, tl.int32) + (bits << 20)).to(tl.float32, bitcast=True)
     return power
 
 
@@ -109,7 +109,7 @@ def _reciprocal(x):
 
 
 @triton.jit
-def _quotient(numerator, sum, dtype: tl.constexpr):
+def divide(numerator, sum, dtype: tl.constexpr):
     """numerator / sum, rounded to nearest.
 
     A quotient by the reciprocal and one rounded correction are enough for the numerators and the
@@ -137,14 +137,14 @@ def _polynomial(r, constants: tl.constexpr):
     """That of coefficients.h: factored of the second or third degree, else by Horner's rule."""
     degree: tl.constexpr = len(constants) - _EXP
     if degree <= 3:
-        w = r + _constant(r, constants[_EXP])
-        p = tl.fma(w, w, _constant(r, constants[_EXP + 1]))
+        w = r + constant(r, constants[_EXP])
+        p = tl.fma(w, w, constant(r, constants[_EXP + 1]))
         if degree == 3:
-            p = tl.fma(p, r, _constant(r, constants[_EXP + 2]))
+            p = tl.fma(p, r, constant(r, constants[_EXP + 2]))
     else:
-        p = _constant(r, constants[_EXP + degree - 1])
+        p = constant(r, constants[_EXP + degree - 1])
         for i in tl.static_range(degree - 1):
-            p = tl.fma(p, r, _constant(r, constants[_EXP + degree - 2 - i]))
+            p = tl.fma(p, r, constant(r, constants[_EXP + degree - 2 - i]))
     return p
 
 
@@ -154,19 +154,19 @@ def one_over_one_plus_exp(x, dtype: tl.constexpr):
     minimax polynomial, with the constants of `dtype`, to which the result will be rounded."""
     constants: tl.constexpr = _CONSTANTS[dtype]
     powers: tl.constexpr = _POWERS[dtype]
-    limit = _constant(x, constants[_LIMIT])
-    round_shift = _constant(x, constants[_ROUND_SHIFT])
+    limit = constant(x, constants[_LIMIT])
+    round_shift = constant(x, constants[_ROUND_SHIFT])
     a = tl.abs(x)
     if x.dtype == tl.float64:
         a = tl.where(a > limit, limit, a)  # lets NaN through; six instructions less than a minimum
     else:
         a = tl.minimum(a, limit, propagate_nan=tl.PropagateNan.ALL)  # in bfloat16 two less
-    shifted = tl.fma(a, _constant(x, constants[_LOG2_E]), round_shift)
+    shifted = tl.fma(a, constant(x, constants[_LOG2_E]), round_shift)
     m = shifted - round_shift
-    r = tl.fma(m, minus(_constant(x, constants[_LN2_HIGH])), a)
+    r = tl.fma(m, minus(constant(x, constants[_LN2_HIGH])), a)
     if constants[_LN2_LOW] != 0:
-        r = tl.fma(m, minus(_constant(x, constants[_LN2_LOW])), r)
+        r = tl.fma(m, minus(constant(x, constants[_LN2_LOW])), r)
     p = _polynomial(r, constants)
-    numerator = _constant(x, constants[_NUMERATOR])
-    sum = tl.fma(_power_of_two(shifted, powers), p, _constant(x, constants[_SUMMAND]))
-    return _quotient(numerator, sum, dtype)
+    numerator = constant(x, constants[_NUMERATOR])
+    sum = tl.fma(power_of_two(shifted, powers), p, constant(x, constants[_SUMMAND]))
+    return divide(numerator, sum, dtype)

@@ -36,7 +36,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(tl, "sum", lambda x: tl.reduce(x, 0, tl.standard._sum_combine))
     monkeypatch.setattr(module, "_launch", on_host)
-    monkeypatch.setattr(loss_operators, "_kernels", lambda: module)
+    monkeypatch.setattr(loss_operators, "loss_kernels", lambda: module)
     return names
 
 

@@ -106,7 +106,7 @@ def triton(monkeypatch):
     """A fake of Triton, on devices that nothing was compiled for: each test has its own dtype or
     key, since what the extension was given stays."""
     fake = FakeTriton()
-    monkeypatch.setattr(elementwise, "_launch_by_triton", fake.launch)
+    monkeypatch.setattr(elementwise, "launch_by_triton", fake.launch)
     monkeypatch.setattr(elementwise, "_compiled", {})
     monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
     FAKE.set_context(CONTEXT)

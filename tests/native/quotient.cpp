@@ -1,4 +1,4 @@
-// The quotient of the GPU kernels (_quotient in triton/exponential.py), by a reciprocal, which is
+// The quotient of the GPU kernels (divide in triton/exponential.py), by a reciprocal, which is
 // corrected in float32 and for a loss, and one correction, beside the rounded division: does it
 // give the same results, for all magnitudes of a dtype and reciprocals up to two units in the last
 // place off? NVIDIA's is off by one at the most.

@@ -1,13 +1,13 @@
 """Builds the kernels without torch, under sanitizers, with a driver, and runs it; or the arithmetic
 of the GPU's quotient alone. Called by `make sanitize`, `make fuzz` and `make check-full`.
 
-    python -m tests.native.run sanitize [--record FILE.json]
-    python -m tests.native.run fuzz --executions 10000000 [--record FILE.json]
-    python -m tests.native.run properties [--record FILE.json]
+    python -m tests.native.run sanitize [--write]
+    python -m tests.native.run fuzz --executions 10000000 [--write]
+    python -m tests.native.run properties [--write]
     python -m tests.native.run quotient [--step 1021]
 
 Depends on setup.py for the flags, so that what is tried is compiled as what is shipped, and on
-bench.reliability for the file of figures.
+bench/results.py for the record.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "tests/native"
 BUILD = ROOT / "build/native"
+RECORD = ROOT / "bench/results/reliability.json"
 SECONDS = 1800
 
 
 class Variant(NamedTuple):
     """A driver and how the kernels under it are compiled."""
 
-    driver: str
+    driver: Path
     compiler: str
     kernel_flags: tuple[str, ...]
     driver_flags: tuple[str, ...]
@@ -49,16 +51,16 @@ CLANG = os.environ.get("CLANGXX", "clang++")
 SANITIZE = {
     "address and undefined behaviour": Variant(
         # The driver itself uninstrumented: a fifth faster, and it is not what is tried.
-        *("sweep", GXX, ("-O1", "-g1", *MEMORY), ("-O2", POISON), MEMORY),
+        *(HERE / "sweep.cpp", GXX, ("-O1", "-g1", *MEMORY), ("-O2", POISON), MEMORY),
     ),
-    "guard pages, as shipped": Variant("sweep", GXX, ("-O3",), ("-O2",)),
+    "guard pages, as shipped": Variant(HERE / "sweep.cpp", GXX, ("-O3",), ("-O2",)),
     "threads": Variant(
-        *("threads", GXX, ("-O1", "-g1", "-fsanitize=thread")),
+        *(HERE / "threads.cpp", GXX, ("-O1", "-g1", "-fsanitize=thread")),
         *(("-O1", "-g1", "-fsanitize=thread"), ("-fsanitize=thread",)),
     ),
 }
 FUZZ = Variant(
-    *("fuzz", CLANG, ("-O2", "-g1", "-fsanitize=fuzzer-no-link", *MEMORY)),
+    *(HERE / "fuzz.cpp", CLANG, ("-O2", "-g1", "-fsanitize=fuzzer-no-link", *MEMORY)),
     *(("-O2", "-g1", "-fsanitize=fuzzer-no-link", *MEMORY, POISON), ("-fsanitize=fuzzer", *MEMORY)),
 )
 
@@ -86,7 +88,7 @@ def build(name: str, variant: Variant, csrc: Path) -> Path:
         csrc / "cpu/kernels_default.cpp": variant.kernel_flags,
         csrc / "cpu/streaming.cpp": variant.kernel_flags,
         csrc / "cpu/strided.cpp": variant.kernel_flags,
-        Path(__file__).parent / f"{variant.driver}.cpp": variant.driver_flags,
+        variant.driver: variant.driver_flags,
     }
     for instruction_set, own in sets.items():
         sources[csrc / f"cpu/kernels_{instruction_set}.cpp"] = (*variant.kernel_flags, *own)
@@ -98,7 +100,7 @@ def build(name: str, variant: Variant, csrc: Path) -> Path:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile, sources))
-    program = folder / variant.driver
+    program = folder / variant.driver.stem
     subprocess.run(
         [variant.compiler, *variant.link_flags, "-pthread", *objects.values(), "-o", program],
         check=True,
@@ -149,7 +151,7 @@ def sanitize(csrc: Path, names: Sequence[str]) -> dict[str, Any]:
         built = time.monotonic()
         # float64's portable fma takes the longest; the two shares take about as long.
         halves = (("float64", "bfloat16"), ("float32", "float16"))
-        parts = run(program, halves if variant.driver == "sweep" else ((),))
+        parts = run(program, halves if variant.driver.stem == "sweep" else ((),))
         found[name] = parts[0] | {
             key: sum(part[key] for part in parts)
             for key in ("kernel_executions", "elements")
@@ -222,7 +224,7 @@ def quotient(step: int) -> dict[str, dict[str, int]]:
     # With the hardware's fma where there is one; libm's is right too, but slow.
     flags += ["-std=c++17", "-O3", "-march=native", "-Wall", "-Wextra"]
     program = folder / "quotient"
-    source = Path(__file__).parent / "quotient.cpp"
+    source = HERE / "quotient.cpp"
     subprocess.run([GXX, *flags, source, "-o", program], check=True)
     shares = os.cpu_count() or 1
     parts = run(program, [(str(step), str(share), str(shares)) for share in range(shares)])
@@ -253,7 +255,7 @@ def main() -> None:
     add("--step", type=int, default=1, help="of the float32 that a quotient is tried with")
     add("--only", action="append", choices=list(SANITIZE), help="this sanitizer")
     add("--csrc", type=Path, default=ROOT / "csrc", help="other kernels, such as broken ones")
-    add("--record", type=Path, metavar="FILE.json", help="keep the figures in this file")
+    add("--write", action="store_true", help=f"record the figures in {RECORD.name}")
     chosen = parser.parse_args()
     csrc = chosen.csrc.resolve()
     checks = {
@@ -264,10 +266,10 @@ def main() -> None:
     if chosen.what == "quotient":
         sys.exit(1 if wrong_quotients(quotient(chosen.step)) else 0)
     found = checks[chosen.what]()
-    if chosen.record:
-        from bench import reliability
+    if chosen.write:
+        from bench import results  # needs more than these checks do
 
-        reliability.record(chosen.record, chosen.what, found)
+        results.record_section(RECORD, chosen.what, found)
 
 
 if __name__ == "__main__":

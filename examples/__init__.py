@@ -1,0 +1,1 @@
+"""Demonstrations, run as `python -m examples.NAME` in the checkout."""
