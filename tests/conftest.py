@@ -124,6 +124,12 @@ def restored_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread(restored_threads: None) -> None:
+    """For what is too small to gain by a second, which others may need."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def without_a_terminal_s_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of the suite are told one, and tables would be cut to it."""

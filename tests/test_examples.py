@@ -10,7 +10,6 @@ import io
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,14 +41,8 @@ DERIVATIVE_AT_20 = 2.0611536139418493e-9
 DERIVATIVE_AT_10 = 4.5395807735951671e-5
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The networks are too small for more, and the program sets it too: put it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+# binary_classification sets it too, and does not put it back.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # binary_classification
 

@@ -17,15 +17,7 @@ import fused_sigmoid
 from tests import checkpoint_programs, company_programs, fuzz_programs, inplace_programs
 from tests.company_verdicts import ExactSigmoid, Product
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(autouse=True)
