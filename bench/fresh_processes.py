@@ -129,12 +129,17 @@ def in_a_process(row: Row, side: str) -> dict[str, float]:
     return measured
 
 
+def median(row: Row, side: str, quantity: str) -> float:
+    """Of the processes' seconds or page faults."""
+    return statistics.median(one[quantity] for one in row[side])
+
+
 def fast_processes(row: Row) -> int:
     """How many processes of ours are not slower than torch's median, but for noise; nor is one that
     ran while the machine was slow, so that torch's just before it was as slow."""
-    median = statistics.median(one["seconds"] for one in row["torch"])
+    torchs = median(row, "torch", "seconds")
     return sum(
-        ours["seconds"] <= max(median, before["seconds"]) * (1 + NOISE)
+        ours["seconds"] <= max(torchs, before["seconds"]) * (1 + NOISE)
         for ours, before in zip(row["ours"], row["torch"], strict=True)
     )
 
@@ -145,8 +150,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         seconds, faults = (
-            [statistics.median(one[name] for one in row[side]) for side in ("torch", "ours")]
-            for name in ("seconds", "page_faults")
+            [median(row, side, quantity) for side in ("torch", "ours")]
+            for quantity in ("seconds", "page_faults")
         )
         line = {name: str(row[name]) for name in ("allocator", "work", "threads")}
         line |= {"elements": report.size_text(row["elements"])}
@@ -164,7 +169,7 @@ def keep(allocator: str, rows: Sequence[Row]) -> None:
     made = {**machine.origin(), "rows": rows}
     kept = {**document.get("allocators", {}), allocator: made}
     document["allocators"] = {name: kept[name] for name in ALLOCATORS if name in kept}
-    results.replace(RECORD, json.dumps(document, indent=1).encode() + b"\n")
+    results.replace_json(RECORD, document)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,13 @@ def found(machine: str, *kinds: str) -> list[Result]:
     """The results of those kinds in a machine's folder, but for a kernel launched by Triton."""
     paths = sorted((FOLDER / machine).glob("*.json*"))
     wanted = [path for path in paths if path.name.split(".")[0].split("-")[-1] in kinds]
-    return [results.read(path) for path in wanted]
+    return [_read(path) for path in wanted]
+
+
+@cache
+def _read(path: Path) -> Result:
+    """Once: a sweep has thousands of rows, and several tables."""
+    return results.read(path)
 
 
 def frame(machine: str, *kinds: str, **fields: Any) -> pd.DataFrame:
@@ -121,8 +127,7 @@ def frame(machine: str, *kinds: str, **fields: Any) -> pd.DataFrame:
 
 def described(rows: pd.DataFrame) -> pd.DataFrame:
     """With texts for the size, the place, and all that tells a cell from the rest of its work."""
-    where = rows["threads"].map(report.threads_text)
-    where = where.where(rows["device"] == "cpu", rows["clock"] + " time")
+    where = pd.Series(map(report.place_text, rows.itertuples()), rows.index, dtype=str)
     elements = rows["size"].map(report.size_text)
     layout = (", " + rows["layout"]).where(rows["layout"] != "contiguous", "")
     saved = (", saved=" + rows["saved"]).where(rows["saved"] != "auto", "")
@@ -207,7 +212,7 @@ def sweep(machine: str, *by: str) -> str:
     lines = []
     for key, group in rows.groupby(list(by or ("work",)), sort=False):
         worst = group.loc[group["ratio median"].idxmin()]
-        slower = sum(group["ratio third_quartile"] < 1)
+        slower = sum(map(report.is_slower, group["ratio third_quartile"]))
         line = {"work": WORKS[key[0]], **dict(zip(by[1:], key[1:], strict=True))}
         line["cells"] = len(group)
         line |= {"slower than torch": slower, "worst": QUARTILES.format_map(worst)}
@@ -343,7 +348,7 @@ def instructions(*works: str) -> str:
 def fresh_processes(extent: str = "") -> str:
     """The smallest of torch's times over ours, and how many processes of ours were fast; with
     ``all`` for each cell, with its page faults."""
-    from bench.fresh_processes import fast_processes
+    from bench.fresh_processes import fast_processes, median
 
     document = record("fresh_processes")
     lines: dict[tuple[str, ...], Json] = {}
@@ -353,19 +358,14 @@ def fresh_processes(extent: str = "") -> str:
             cell = (report.size_text(row["elements"]), str(row["threads"]))
             groups.setdefault((row["work"], *(cell if extent else ())), []).append(row)
         for key, rows in groups.items():
-            medians = [
-                {
-                    side: statistics.median(one[what] for one in row[side])
-                    for side in ("torch", "ours")
-                }
-                for row in rows
-                for what in ("seconds", "page_faults")
-            ]
-            slowest = min(each["torch"] / each["ours"] for each in medians[::2])
+            slowest = min(
+                median(row, "torch", "seconds") / median(row, "ours", "seconds") for row in rows
+            )
             processes = sum(len(row["ours"]) for row in rows)
             text = f"{slowest:.2f}; {sum(map(fast_processes, rows))} of {processes}"
             if extent:
-                text += "; {ours:,.0f} / {torch:,.0f} faults".format_map(medians[1])
+                ours, torch = (median(rows[0], side, "page_faults") for side in ("ours", "torch"))
+                text += f"; {ours:,.0f} / {torch:,.0f} faults"
             heads = dict(zip(("work", "size", "threads"), (WORKS[key[0]], *key[1:]), strict=False))
             lines.setdefault(key, heads)[allocator] = text
     names: dict[str, list[str]] = {}

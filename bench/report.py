@@ -1,5 +1,5 @@
-"""Results as text on the terminal: rows, goals, a sweep, two results beside each other; and which
-resource binds a row. Depends on results, goals and tabulate; measures nothing.
+"""Results as text on the terminal: rows, goals, a sweep, two results beside each other. Depends on
+results, goals and tabulate; measures nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.results import Cell, Result, Row, Skip, Spread
 
 PREFIXES = ((2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
 # Columns of words; the others are numbers, aligned at the right.
-WORDS = ("dtype", "saved", "peer", "verdict", "row", "call")
+WORDS = ("peer", "verdict", "row")
 # Of a sweep; the file holds all.
 SHOWN = 40
 
@@ -113,7 +113,11 @@ def rows_text(result: Result) -> str:
         tables.setdefault(f"{title} cache", []).append(line)
     droppable = ("ours GB/s", "of copy_", "quartiles", "peer's", "ours")
     parts = [f"{title}\n{table(lines, droppable)}" for title, lines in tables.items()]
-    return "\n\n".join([*parts, *([skipped(result.skips)] if result.skips else [])])
+    return _with_skips(result.skips, *parts)
+
+
+def _with_skips(skips: Sequence[Skip], *parts: str) -> str:
+    return "\n\n".join([*parts, *([skipped(skips)] if skips else [])])
 
 
 def skipped(skips: Sequence[Skip]) -> str:
@@ -144,7 +148,7 @@ def goals_text(rows: Sequence[Row], skips: Sequence[Skip] = ()) -> str:
         line = {"verdict": "met" if row["met"] else "missed", "goal": f"{row['goal']:.2f}"}
         lines.append(line | _ratio(quartiles) | {"peer": row["peer"], "row": cell_text(cell)})
     counted = f"{table(lines, ('quartiles',))}\n{sum(about['met'])} of {len(about)} met"
-    return "\n\n".join([counted, *([skipped(skips)] if skips else [])])
+    return _with_skips(skips, counted)
 
 
 def sweep_text(result: Result) -> str:
@@ -165,12 +169,17 @@ def sweep_text(result: Result) -> str:
     slower = sum(_verdict(row) == "slower" for row in rows)
     verdict = f"{slower} of {len(rows)} rows slower than torch"
     shown = table(worst, ("rounds", "torch", "ours", "quartiles"))
-    return "\n\n".join([shown, verdict, *([skipped(result.skips)] if result.skips else [])])
+    return _with_skips(result.skips, shown, verdict)
+
+
+def is_slower(third_quartile: float) -> bool:
+    """By the ratio's: only where three quarters of the rounds say so."""
+    return third_quartile < 1
 
 
 def _verdict(row: Row) -> str:
-    """Slower only where three quarters of the rounds say so."""
-    return "slower" if row.ratio.third_quartile < 1 else "as fast" * (row.ratio.median < 1)
+    slower = is_slower(row.ratio.third_quartile)
+    return "slower" if slower else "as fast" * (row.ratio.median < 1)
 
 
 def compared(before: Result, after: Result) -> str:

@@ -140,6 +140,10 @@ def write(result: Result, path: Path) -> None:
     replace(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
+def replace_json(path: Path, document: dict[str, Any]) -> None:
+    replace(path, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
 def replace(path: Path, data: bytes) -> None:
     """At once: a full disk or the end of the process leaves the file that was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,9 +197,8 @@ def write_record(path: Path, command: str, **content: Any) -> None:
     """Figures that are no rows of a run, with where they come from: date, commit, CPU, torch."""
     from bench import machine
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     document = {**machine.origin(), "command": command, **content}
-    replace(path, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
+    replace_json(path, document)
 
 
 def record_section(path: Path, section: str, figures: dict[str, Any]) -> None:
@@ -211,6 +214,4 @@ def record_section(path: Path, section: str, figures: dict[str, Any]) -> None:
         "versions": machine.versions(("torch", "triton", "hypothesis")),
         "figures": figures,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = dict(sorted(document.items()))
-    replace(path, json.dumps(ordered, indent=1).encode() + b"\n")
+    replace_json(path, dict(sorted(document.items())))

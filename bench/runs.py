@@ -149,10 +149,10 @@ class Run:
         ) as self.bar:
             # What takes longest to start keeps its share of the time, however busy the machine is.
             for_compiling = FIRST_COMPILE_SECONDS if compiles else 0.0
-            fitting = {
-                name for cell, names in tasks for name in names if not peers[name].refusal(cell)
-            }
-            starting = sum(peer.name in fitting for peer in alone)
+            starting = sum(
+                any(peer.name in names and not peer.refusal(cell) for cell, names in tasks)
+                for peer in alone
+            )
             self.reserve = for_compiling + NEW_PROCESS_SECONDS * starting
             shared = [name for name, p in peers.items() if not p.compiles and not p.environment]
             self._measure_here(_only(tasks, lambda cell, name: name in shared))

@@ -88,7 +88,7 @@ def main() -> int:
     for python, torch in pairs:
         document["outcomes"].append(try_one(python, torch))
         # After each, so that an interruption leaves those that ended.
-        RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        results.replace_json(RECORD, document)
     print(json.dumps(document["outcomes"], indent=1))
     return any("failed_at" in outcome for outcome in document["outcomes"])
 
