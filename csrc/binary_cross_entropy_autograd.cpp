@@ -11,7 +11,6 @@
 #include <ATen/ops/log1p.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/where.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
@@ -19,6 +18,7 @@
 
 #include <array>
 #include <mutex>
+#include <utility>
 
 #include "binary_cross_entropy.h"
 #include "layout.h"
@@ -94,9 +94,7 @@ struct Composed {
         positive_(of.pos_weights.defined() ? of.pos_weights * t_ : t_),
         is_negative_(x_ < 0),
         magnitude_(at::where(is_negative_, -x_, x_)),
-        e_(at::exp(-magnitude_)),
-        smaller_(e_ / (1 + e_)),
-        larger_(1 - smaller_) {}
+        e_(at::exp(-magnitude_)) {}
 
   at::Tensor loss(Reduction reduction) const {
     const at::Tensor side = at::where(is_negative_, positive_, 1 - t_);
@@ -113,23 +111,25 @@ struct Composed {
 
   // A factor times the gradient.
   at::Tensor gradient(const at::Tensor& factor, Reduction reduction) const {
-    at::Tensor gradient = (1 - t_) * at::where(is_negative_, smaller_, larger_) -
-                          positive_ * at::where(is_negative_, larger_, smaller_);
+    const auto [of_one, of_zero] = probabilities();
+    at::Tensor gradient = (1 - t_) * of_one - positive_ * of_zero;
     if (of_.weights.defined()) gradient = gradient * of_.weights;
     at::Tensor wide = widened(factor, x_);
     if (reduction == Reduction::mean) wide = wide / at::Scalar(x_.sym_numel());
     return (gradient * wide).to(of_.logits.scalar_type());
   }
 
-  at::Tensor probability() const {
-    return at::where(is_negative_, smaller_, larger_).to(of_.logits.scalar_type());
-  }
+  at::Tensor probability() const { return probabilities().first.to(of_.logits.scalar_type()); }
 
  private:
+  // Of the labels 1 and 0: ATen's sigmoid is 0 in float32 where exp(x) still is a subnormal number.
+  std::pair<at::Tensor, at::Tensor> probabilities() const {
+    const at::Tensor smaller = e_ / (1 + e_), larger = 1 - smaller;
+    return {at::where(is_negative_, smaller, larger), at::where(is_negative_, larger, smaller)};
+  }
+
   const Operands& of_;
-  // The smaller of the probabilities of both labels, and the larger: ATen's sigmoid is 0 in float32
-  // where exp(x) still is a subnormal number.
-  at::Tensor x_, t_, positive_, is_negative_, magnitude_, e_, smaller_, larger_;
+  at::Tensor x_, t_, positive_, is_negative_, magnitude_, e_;
 };
 
 }  // namespace
