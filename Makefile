@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix sanitize fuzz load defects audit dist check-full lint format bench instructions goals sweep fresh company figures clean
+.PHONY: help build demo test test-matrix sanitize arm fuzz load defects audit dist check-full lint format bench instructions goals sweep fresh company figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -43,6 +43,10 @@ test-matrix: build ## the suite with other releases of torch and Python
 # The torch-free kernels under sanitizers, about a minute of two cores; needs g++ alone.
 sanitize: $(VENV)/.environment ## the kernels under address, undefined-behaviour and thread sanitizers
 	$(BIN)/python -m tests.native.run sanitize
+
+# Needs g++-aarch64-linux-gnu and qemu-user; ARM_CXX and ARM_EMULATOR name others.
+arm: $(VENV)/.environment ## the kernels for 64-bit ARM by emulation: memory, bits of x86; 5 minutes
+	$(BIN)/python -m tests.native.run arm
 
 # Long runs, which leave their figures in bench/results/reliability.json. The fuzz target needs clang.
 EXECUTIONS ?= 10000000

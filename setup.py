@@ -33,22 +33,33 @@ except ImportError as error:
         "If you told so, install torch 2.11 or newer first. Nothing was changed."
     )
 
-# The instruction sets that have kernels of their own, with the flags for their one file. The
-# AVX-512 intrinsics of g++ 12 give false warnings about uninitialised values (GCC bug 105593).
-INSTRUCTION_SETS = {
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
-        "-Wno-uninitialized",
-        "-Wno-maybe-uninitialized",
-    ],
+# For each processor the instruction sets that have kernels of their own, with the flags for their
+# one file. The AVX-512 intrinsics of g++ 12 give false warnings about uninitialised values (GCC bug
+# 105593).
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
+INSTRUCTION_SETS: dict[str, dict[str, list[str]]] = {
+    "X86": {
+        "avx2": AVX2,
+        "avx512": [*AVX512, "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+    },
+    "ARM64": {"neon": []},
 }
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+PROCESSORS = {"x86_64": "X86", "amd64": "X86", "aarch64": "ARM64", "arm64": "ARM64"}
 
-# Contraction would give each compiler's choice of fused operations its own last bits; errno
-# would keep std::fma a call.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-g0"]
-FLAGS += ["-DFUSED_SIGMOID_X86"] if IS_X86 else []
+
+def flags_for(machine: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The flags of every file on such a machine, and those to add for each instruction set."""
+    # Contraction would give each compiler's choice of fused operations its own last bits; errno
+    # would keep std::fma a call.
+    flags = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-g0"]
+    processor = PROCESSORS.get(machine.lower())
+    if processor is None:
+        return flags, {}
+    return [*flags, f"-DFUSED_SIGMOID_{processor}"], INSTRUCTION_SETS[processor]
+
+
+FLAGS, KERNEL_FLAGS = flags_for(platform.machine())
 
 # torch's C++ interface changes between releases: the name tells which one this build is for.
 MAJOR, MINOR = torch.__version__.split("+")[0].split(".")[:2]
@@ -60,15 +71,14 @@ class BuildKernels(BuildExtension):
     """Compiles the kernels of each instruction set with its own flags, then the extension."""
 
     def build_extension(self, extension: Extension) -> None:
-        if IS_X86:
-            for name, flags in INSTRUCTION_SETS.items():
-                # A folder each: ninja keeps its state beside the objects.
-                extension.extra_objects += self.compiler.compile(
-                    [f"csrc/cpu/kernels_{name}.cpp"],
-                    output_dir=str(Path(self.build_temp) / name),
-                    include_dirs=["csrc"],
-                    extra_postargs=[*FLAGS, *flags],
-                )
+        for name, flags in KERNEL_FLAGS.items():
+            # A folder each: ninja keeps its state beside the objects.
+            extension.extra_objects += self.compiler.compile(
+                [f"csrc/cpu/kernels_{name}.cpp"],
+                output_dir=str(Path(self.build_temp) / name),
+                include_dirs=["csrc"],
+                extra_postargs=[*FLAGS, *flags],
+            )
         super().build_extension(extension)
 
 

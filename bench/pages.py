@@ -514,6 +514,7 @@ def _error(number: float | str) -> str:
 
 LONG_CHECKS = {
     "sanitize": "sanitizers, {name}: {kernel_executions:,} kernel executions",
+    "arm": "64-bit ARM, emulated, {name}: {kernel_executions:,} kernel executions",
     "fuzz": "libFuzzer: {kernel_executions:,} kernel executions, {covered_edges:,} edges covered",
     "properties": "hypothesis: {examples:,} examples of {tests} properties",
     "programs": "random programs, {name}: {programs:,}; {compared:,} tensors compared",

@@ -44,12 +44,25 @@ def _compilations(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return flags
 
 
-def test_no_file_is_compiled_with_contraction(monkeypatch: pytest.MonkeyPatch) -> None:
+MACHINES = {"x86_64": ["avx2", "avx512"], "aarch64": ["neon"], "riscv64": []}
+
+
+def _kernels() -> set[str]:
+    return {path.stem.removeprefix("kernels_") for path in (ROOT / "csrc/cpu").glob("kernels_*")}
+
+
+def test_every_instruction_set_has_a_machine() -> None:
+    assert _kernels() == {"default"}.union(*MACHINES.values())
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_no_file_is_compiled_with_contraction(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     flags = _compilations(monkeypatch)
-    kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("kernels_*.cpp")}
-    assert kernels
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        assert kernels <= set(flags)
+    compiled = {name for name in _kernels() if f"csrc/cpu/kernels_{name}.cpp" in flags}
+    assert compiled == {"default", *MACHINES[machine]}
     for source, options in flags.items():
         contraction = [option for option in options if option.startswith("-ffp-contract")]
         assert contraction[-1:] == ["-ffp-contract=off"], source

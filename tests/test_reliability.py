@@ -35,6 +35,7 @@ def test_a_defect_has_its_place(defect: defects.Defect) -> None:
 def test_the_recorded_runs_are_full() -> None:
     assert FIGURES["fuzz"]["kernel_executions"] >= 10**7
     assert set(FIGURES["sanitize"]) == set(run.SANITIZE)
+    assert set(FIGURES["arm"]) == set(run.ARM)
     for name, found in FIGURES["programs"].items():
         assert found["failures"] == 0
         assert name in fuzz_programs.COMPILED or found["programs"] >= 10**4
@@ -101,10 +102,39 @@ def test_fuzz_without_clang_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         run.fuzz(run.ROOT / "csrc", 1)
 
 
+def test_arm_without_its_tools_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "ARM_GXX", "a-compiler-that-is-missing")
+    monkeypatch.setattr(run, "ARM_EMULATOR", "an-emulator-that-is-missing -L /usr")
+    expected = "a-compiler-that-is-missing and an-emulator-that-is-missing missing: apt-get install"
+    with pytest.raises(SystemExit, match=f"^{expected} g.*ARM_CXX and ARM_EMULATOR name others$"):
+        run.arm(run.ROOT / "csrc", list(run.ARM))
+
+
+def test_other_bits_on_arm_are_named() -> None:
+    here = run.digests(
+        [
+            {"digests": {"avx2": {"float32, value": "1"}, "default": {"float32, value": "1"}}},
+            {"digests": {"avx2": {"float16, value": "2"}, "default": {"float16, value": "2"}}},
+        ],
+        "x86_64",
+    )
+    same = {"float32, value": "1", "float16, value": "2"}
+    assert here == {"avx2 on x86_64": same, "default on x86_64": same}
+    assert run.differences(here | {"neon on aarch64": same}) == []
+    assert run.differences(here | {"neon on aarch64": same | {"float16, value": "3"}}) == [
+        "neon on aarch64, float16, value: other bits than avx2 on x86_64"
+    ]
+    assert run.differences(here | {"neon on aarch64": {"float32, value": "1"}}) == [
+        "neon on aarch64, float16, value: other bits than avx2 on x86_64"
+    ]
+
+
 def test_the_kernels_are_tried_with_the_flags_they_are_shipped_with() -> None:
-    flags, sets = run.shipped()
-    assert "-ffp-contract=off" in flags
-    assert all("-mfma" in own for own in sets.values())
+    for machine in ("x86_64", "aarch64"):
+        flags, sets = run.shipped(machine)
+        assert "-ffp-contract=off" in flags
+        assert sets
+        assert all("-mfma" in own for name, own in sets.items() if name != "neon")
 
 
 def test_what_was_recorded_before_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ extern const KernelTable default_kernels;
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
 #endif
+#ifdef FUSED_SIGMOID_ARM64
+extern const KernelTable neon_kernels;
+#endif
 
 namespace {
 
@@ -40,6 +43,9 @@ std::vector<const KernelTable*> runnable_kernels() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512) runnable.push_back(&avx512_kernels);
   if (avx2) runnable.push_back(&avx2_kernels);
+#endif
+#ifdef FUSED_SIGMOID_ARM64
+  runnable.push_back(&neon_kernels);
 #endif
   runnable.push_back(&default_kernels);
   return runnable;

@@ -117,6 +117,9 @@ struct LossPool {
 
 class LossSweep {
  public:
+  // Of so many trials one is run, chosen at random.
+  explicit LossSweep(uint32_t one_in) : one_in_(one_in) {}
+
   void kernel(const KernelTable* table, LossPool& pool, LossWork work) {
     LossCase tried = pool.unplaced(work);
     tried.table = table;
@@ -159,6 +162,7 @@ class LossSweep {
   }
 
   void run(LossCase& tried, LossPool& pool) {
+    if (one_in_ > 1 && random_() % one_in_ != 0) return;
     tried.scale = scales[random_() % 2];
     const int64_t start =
         static_cast<int64_t>(random_() % static_cast<uint64_t>(loss_pool_size - tried.count + 1));
@@ -173,6 +177,7 @@ class LossSweep {
   LossTrial trial_{loss_pool_size * sizeof(double)};
   std::vector<char> results_[2];
   std::mt19937 random_{1};
+  const uint32_t one_in_;
 };
 
 }  // namespace fused_sigmoid::trial

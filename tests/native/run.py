@@ -1,7 +1,8 @@
 """Builds the kernels without torch, under sanitizers, with a driver, and runs it; or the arithmetic
-of the GPU's quotient alone. Called by `make sanitize`, `make fuzz` and `make check-full`.
+of the GPU's quotient alone. Called by `make sanitize`, `make arm`, `make fuzz`, `make check-full`.
 
     python -m tests.native.run sanitize [--write]
+    python -m tests.native.run arm [--write]
     python -m tests.native.run fuzz --executions 10000000 [--write]
     python -m tests.native.run properties [--write]
     python -m tests.native.run quotient [--step 1021]
@@ -15,13 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +45,9 @@ class Variant(NamedTuple):
     kernel_flags: tuple[str, ...]
     driver_flags: tuple[str, ...]
     link_flags: tuple[str, ...] = ()
+    machine: str = platform.machine()  # that the compiler compiles for
+    emulator: tuple[str, ...] = ()  # the command that runs the program elsewhere
+    one_in: int = 1  # how many trials of a sweep there are to each that is run
 
 
 MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
@@ -59,19 +65,37 @@ SANITIZE = {
         *(("-O1", "-g1", "-fsanitize=thread"), ("-fsanitize=thread",)),
     ),
 }
+# As shipped, on this machine: what ARM has to agree with.
+BITS = Variant(HERE / "bits.cpp", GXX, ("-O3",), ("-O2",))
+ARM_GXX = os.environ.get("ARM_CXX", "aarch64-linux-gnu-g++")
+ARM_EMULATOR = os.environ.get("ARM_EMULATOR", "qemu-aarch64 -L /usr/aarch64-linux-gnu")
+
+
+def on_arm(variant: Variant, one_in: int = 1) -> Variant:
+    """The same for a 64-bit ARM, by emulation."""
+    emulator = tuple(shlex.split(ARM_EMULATOR))
+    return variant._replace(compiler=ARM_GXX, machine="aarch64", emulator=emulator, one_in=one_in)
+
+
+# An emulator takes 10 to 20 times as long. ThreadSanitizer does not run in one.
+ARM = {
+    "address and undefined behaviour": on_arm(SANITIZE["address and undefined behaviour"], 64),
+    "guard pages, as shipped": on_arm(SANITIZE["guard pages, as shipped"], 16),
+    "threads": on_arm(Variant(HERE / "threads.cpp", GXX, ("-O3",), ("-O2",))),
+    "the same bits as here": on_arm(BITS),
+}
 FUZZ = Variant(
     *(HERE / "fuzz.cpp", CLANG, ("-O2", "-g1", "-fsanitize=fuzzer-no-link", *MEMORY)),
     *(("-O2", "-g1", "-fsanitize=fuzzer-no-link", *MEMORY, POISON), ("-fsanitize=fuzzer", *MEMORY)),
 )
 
 
-def shipped() -> tuple[list[str], dict[str, list[str]]]:
+def shipped(machine: str = platform.machine()) -> tuple[list[str], dict[str, list[str]]]:
     """The flags of setup.py, without the optimisation, and those of each instruction set."""
     with mock.patch("setuptools.setup"):
         names = runpy.run_path(str(ROOT / "setup.py"))
-    flags = [flag for flag in names["FLAGS"] if not flag.startswith(("-O", "-g"))]
-    sets = names["INSTRUCTION_SETS"] if names["IS_X86"] else {}
-    return flags, sets
+    flags, sets = names["flags_for"](machine)
+    return [flag for flag in flags if not flag.startswith(("-O", "-g"))], sets
 
 
 def build(name: str, variant: Variant, csrc: Path) -> Path:
@@ -79,7 +103,7 @@ def build(name: str, variant: Variant, csrc: Path) -> Path:
     folder = BUILD / re.sub(r"\W+", "-", name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    flags, sets = shipped()
+    flags, sets = shipped(variant.machine)
     flags += ["-std=c++17", "-Wall", "-Wextra", "-pthread"]
     # clang has no such names as the two warnings of g++ that setup.py turns off.
     flags += ["-Wno-unknown-warning-option"] if "clang" in variant.compiler else []
@@ -108,10 +132,12 @@ def build(name: str, variant: Variant, csrc: Path) -> Path:
     return program
 
 
-def environment() -> dict[str, str]:
+def environment(is_emulated: bool = False) -> dict[str, str]:
     """A sanitizer's last word is SIGABRT, at which a driver prints the call it died in."""
+    # The search for leaks traces the process as a debugger does, which an emulator cannot.
+    leaks = ":detect_leaks=0" if is_emulated else ""
     options = {
-        "ASAN_OPTIONS": "abort_on_error=1",
+        "ASAN_OPTIONS": f"abort_on_error=1{leaks}",
         "UBSAN_OPTIONS": "abort_on_error=1:print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1:abort_on_error=1",
     }
@@ -125,10 +151,15 @@ def figures(output: str) -> dict[str, Any]:
     return found
 
 
-def run(program: Path, shares: Iterable[Sequence[str]]) -> list[dict[str, Any]]:
+def run(
+    program: Path, shares: Iterable[Sequence[str]], emulator: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """The figures of one process for each of the ``shares``, which run at the same time."""
+    variables = environment(is_emulated=bool(emulator))
     processes = [
-        subprocess.Popen([program, *share], stdout=subprocess.PIPE, env=environment(), text=True)
+        subprocess.Popen(
+            [*emulator, program, *share], stdout=subprocess.PIPE, env=variables, text=True
+        )
         for share in shares
     ]
     try:
@@ -141,24 +172,90 @@ def run(program: Path, shares: Iterable[Sequence[str]]) -> list[dict[str, Any]]:
     return [figures(output) for output in outputs]
 
 
+# float64's portable fma takes the longest; the two shares take about as long.
+SHARES = (("float64", "bfloat16"), ("float32", "float16"))
+
+
+def try_driver(name: str, variant: Variant, csrc: Path) -> list[dict[str, Any]]:
+    """The figures of each process, with the seconds that it took to build and run them all."""
+    began = time.monotonic()
+    program = build(name, variant, csrc)
+    built = time.monotonic()
+    shares: Sequence[Sequence[str]] = {
+        "sweep": [(str(variant.one_in), *share) for share in SHARES],
+        "bits": SHARES,
+    }.get(variant.driver.stem, [()])
+    parts = run(program, shares, variant.emulator)
+    seconds = {
+        "build_seconds": round(built - began, 1),
+        "seconds": round(time.monotonic() - built, 1),
+    }
+    return [part | seconds for part in parts]
+
+
+def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of all processes."""
+    keys = [key for key in ("kernel_executions", "elements") if key in parts[0]]
+    return parts[0] | {key: sum(part[key] for part in parts) for key in keys}
+
+
 def sanitize(csrc: Path, names: Sequence[str]) -> dict[str, Any]:
     """The named checks of SANITIZE; the process ends with the first that fails."""
     found = {}
     for name in names:
-        variant = SANITIZE[name]
-        began = time.monotonic()
-        program = build(name, variant, csrc)
-        built = time.monotonic()
-        # float64's portable fma takes the longest; the two shares take about as long.
-        halves = (("float64", "bfloat16"), ("float32", "float16"))
-        parts = run(program, halves if variant.driver.stem == "sweep" else ((),))
-        found[name] = parts[0] | {
-            key: sum(part[key] for part in parts)
-            for key in ("kernel_executions", "elements")
-            if key in parts[0]
-        }
-        found[name]["build_seconds"] = round(built - began, 1)
-        found[name]["seconds"] = round(time.monotonic() - built, 1)
+        found[name] = summed(try_driver(name, SANITIZE[name], csrc))
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
+def digests(parts: Sequence[dict[str, Any]], machine: str) -> dict[str, dict[str, str]]:
+    """What bits.cpp printed, by instruction set and machine, then by dtype and work."""
+    sets: dict[str, dict[str, str]] = {}
+    for part in parts:
+        for name, kernels in part["digests"].items():
+            sets.setdefault(f"{name} on {machine}", {}).update(kernels)
+    return sets
+
+
+def differences(sets: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The kernels whose digest is not that of the first set, a line each."""
+    first, *others = sets
+    return [
+        f"{name}, {kernel}: other bits than {first}"
+        for name in others
+        for kernel in sorted(sets[name].keys() | sets[first].keys())
+        if sets[name].get(kernel) != sets[first].get(kernel)
+    ]
+
+
+def same_bits(csrc: Path) -> dict[str, Any]:
+    """The digests of all kernels on ARM, which have to be those of this machine's."""
+    here = try_driver("bits", BITS, csrc)
+    there = try_driver("arm bits", on_arm(BITS), csrc)
+    sets = digests(here, BITS.machine) | digests(there, on_arm(BITS).machine)
+    if different := differences(sets):
+        raise SystemExit("\n".join(different))
+    kernels = len(next(iter(sets.values())))
+    figures = {key: value for key, value in summed(there).items() if key != "digests"}
+    return {"instruction_sets": ", ".join(sets), "kernels": kernels} | figures
+
+
+def arm(csrc: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The named checks of ARM; the process ends with the first that fails."""
+    needed = (ARM_GXX, *shlex.split(ARM_EMULATOR)[:1])
+    if missing := [name for name in needed if shutil.which(name) is None]:
+        raise SystemExit(
+            f"{' and '.join(missing)} missing: apt-get install g++-aarch64-linux-gnu qemu-user; "
+            "ARM_CXX and ARM_EMULATOR name others"
+        )
+    found = {}
+    for name in names:
+        variant = ARM[name]
+        found[name] = (
+            same_bits(csrc)
+            if variant.driver == BITS.driver
+            else summed(try_driver(f"arm {name}", variant, csrc))
+        )
         print(f"{name}: {found[name]}", flush=True)
     return found
 
@@ -250,16 +347,19 @@ def wrong_quotients(found: dict[str, dict[str, int]]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Try the kernels alone.")
     add = parser.add_argument
-    add("what", choices=("sanitize", "fuzz", "properties", "quotient"))
+    add("what", choices=("sanitize", "arm", "fuzz", "properties", "quotient"))
     add("--executions", type=int, default=1_000_000, help="of kernels, by the fuzz target")
     add("--step", type=int, default=1, help="of the float32 that a quotient is tried with")
-    add("--only", action="append", choices=list(SANITIZE), help="this sanitizer")
+    add("--only", action="append", choices=list(SANITIZE | ARM), help="this check")
     add("--csrc", type=Path, default=ROOT / "csrc", help="other kernels, such as broken ones")
     add("--write", action="store_true", help=f"record the figures in {RECORD.name}")
     chosen = parser.parse_args()
     csrc = chosen.csrc.resolve()
+    if unknown := set(chosen.only or ()) - (ARM if chosen.what == "arm" else SANITIZE).keys():
+        parser.error(f"{chosen.what} has no check {' or '.join(sorted(unknown))}")
     checks = {
         "sanitize": lambda: sanitize(csrc, chosen.only or list(SANITIZE)),
+        "arm": lambda: arm(csrc, chosen.only or list(ARM)),
         "fuzz": lambda: fuzz(csrc, chosen.executions),
         "properties": properties,
     }

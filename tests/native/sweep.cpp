@@ -94,7 +94,8 @@ struct Pool {
 
 class Sweep {
  public:
-  Sweep() : trial_(largest_span) {}
+  // Of so many trials one is run, chosen at random.
+  explicit Sweep(uint32_t one_in) : trial_(largest_span), one_in_(one_in) {}
 
   void kernel(const KernelTable* table, Pool& pool, Work work) {
     const Shape shape = shape_of(work);
@@ -239,6 +240,7 @@ class Sweep {
   }
 
   void run(const Case& tried, Pool& pool) {
+    if (one_in_ > 1 && random_() % one_in_ != 0) return;
     const int64_t start =
         static_cast<int64_t>(random_() % static_cast<uint64_t>(pool_size - tried.count + 1));
     const char* inputs[2];
@@ -252,18 +254,22 @@ class Sweep {
   Trial trial_;
   std::vector<char> results_[2];
   std::mt19937 random_{1};
+  const uint32_t one_in_;
 };
 
 }  // namespace
 }  // namespace fused_sigmoid::trial
 
-// Without arguments for every dtype, else for those named.
-int main(int count, char** names) {
+// The first argument, if any, is how many trials there are to each that is run; those behind it
+// name the dtypes, of which all are swept if none is named.
+int main(int count, char** arguments) {
   using namespace fused_sigmoid;
   using namespace fused_sigmoid::trial;
   print_current_on_death();
-  Sweep sweep;
-  LossSweep loss_sweep;
+  const uint32_t one_in = count > 1 ? static_cast<uint32_t>(std::atoi(arguments[1])) : 1;
+  if (one_in == 0) fail("the first argument is a number from 1 on");
+  Sweep sweep(one_in);
+  LossSweep loss_sweep(one_in);
   std::string sets;
   const std::vector<const KernelTable*> tables = runnable_tables();
   for (const KernelTable* table : tables)
@@ -272,7 +278,7 @@ int main(int count, char** names) {
     const auto is_it = [&](const char* name) {
       return std::strcmp(name, formats[dtype].name) == 0;
     };
-    if (count > 1 && std::none_of(names + 1, names + count, is_it)) continue;
+    if (count > 2 && std::none_of(arguments + 2, arguments + count, is_it)) continue;
     LossPool loss_pool(static_cast<Dtype>(dtype));
     for (const KernelTable* table : tables) {
       for (size_t work = 0; work < loss_work_count; ++work) {

@@ -1,10 +1,13 @@
 // Kernels in several threads at once, for ThreadSanitizer: the first choice of an instruction set,
-// slices of one buffer that meet inside a vector and a cache line, and a change of the instruction
-// set while others compute. Every result is compared with that of one thread.
+// slices of one buffer that meet inside a vector and a cache line, a change of the instruction set
+// while others compute, and one thread's floating-point mode in another. Every result is compared
+// with that of one thread.
 #include <atomic>
+#include <cfenv>
 #include <random>
 #include <thread>
 
+#include "../../csrc/floating_point_mode.h"
 #include "loss_trial.h"
 #include "trial.h"
 
@@ -167,6 +170,26 @@ int64_t changing_sets(Dtype dtype) {
   return int64_t{threads - 1} * 64;
 }
 
+// Not inlined: a sum might be moved out of the mode it is to be computed in.
+[[gnu::noinline]] bool rounds_up() {
+  volatile double one = 1, little = 0x1p-60;
+  return one + little > 1;
+}
+
+// Another thread rounds as this one did when the mode was read, and afterwards as before.
+void mode_of_another_thread() {
+  print_call = [] {};
+  std::fesetround(FE_UPWARD);
+  const FloatingPointMode mode;
+  std::fesetround(FE_TONEAREST);
+  bool within = false, afterwards = true;
+  std::thread([&] {
+    mode.run([&] { within = rounds_up(); });
+    afterwards = rounds_up();
+  }).join();
+  if (!within || afterwards) fail("a thread did not round as another one");
+}
+
 }  // namespace
 }  // namespace fused_sigmoid::trial
 
@@ -179,6 +202,7 @@ int main() {
   for (const KernelTable* table : first) {
     if (table != first[0]) fail("threads were given different kernels");
   }
+  mode_of_another_thread();
   int64_t executions = 0;
   for (const KernelTable* table : runnable_tables()) {
     for (size_t dtype = 0; dtype < dtype_count; ++dtype) {
