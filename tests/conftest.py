@@ -3,6 +3,7 @@ end of the run an account of the routes that the tests really went through."""
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +38,13 @@ settings.register_profile(
     "fuzz", settings.get_profile("suite"), derandomize=False, max_examples=10_000
 )
 settings.load_profile("suite")
+
+
+def pytest_configure() -> None:
+    """Workers that run side by side share the cores: more threads would wait for one another, up to
+    four times as long as they compute. What depends on threads sets their number itself."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 @pytest.fixture(autouse=True)

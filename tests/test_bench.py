@@ -6,6 +6,7 @@ Times nothing that matters; fake clocks wherever a number is expected.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import mmap
 import subprocess
@@ -41,6 +42,7 @@ from bench.timing import (
     spread,
     wall_sampler,
 )
+from tests import parameters
 
 CELL = Cell("cpu", "float32", "forward", 1024, 1, "wall", "warm")
 LARGER = replace(CELL, size=1 << 20)
@@ -185,9 +187,13 @@ def test_bytes_moved_and_the_copy_beside_them(work: str, dtype: str, expected: i
     assert len(made.copy_source.unique()) > 200
 
 
-@pytest.mark.parametrize("size", [1, 1023, 2**16])
-@pytest.mark.parametrize("dtype", list(works.DTYPES))
-@pytest.mark.parametrize("work", list(works.WORKS))
+@pytest.mark.parametrize(
+    ("work", "dtype", "size"),
+    parameters.chosen(
+        itertools.product(works.WORKS, works.DTYPES, [1, 1023, 2**16]),
+        lambda _, dtype, size: size == 1023 or dtype == "float32",
+    ),
+)
 def test_right_results_pass_the_guard(work: str, dtype: str, size: int) -> None:
     cell = replace(CELL, work=work, dtype=dtype, size=size)
     assert wrongness_of(FUSED_SIGMOID, cell) is None

@@ -5,6 +5,7 @@ derivative, bit for bit. By every route that a gradient takes."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -99,49 +100,50 @@ def _kept(face: Face, dtype: torch.dtype) -> str:
     return face.keeps
 
 
-def _cases(name: str, face: Face) -> Iterator[tuple[torch.dtype, Case]]:
-    dtypes = EVERY if face.times == 1 else (torch.float32,)
-    cases = [(dtype, case(name, dtype, face.times)) for dtype in dtypes]
-    able = [(dtype, of) for dtype, of in cases if of is not None]
-    if not able:
-        pytest.skip("torch refuses it")
-    yield from able
-
-
 class Verdicts:
-    """Gathers all that is wrong, so that a failure does not name the first alone."""
+    """Gathers all that is wrong with a connection, so that a failure does not name the first
+    alone."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
+        self.heard = 0
 
-    def hear(self, verdict: Callable[..., None], *arguments: Any) -> None:
+    @contextlib.contextmanager
+    def of(self, way: str) -> Iterator[None]:
+        """What is judged within, of a face or a route."""
+        self.heard += 1
         try:
-            verdict(*arguments)
+            yield
         except Worse as error:
-            self.wrong.append(str(error))
+            self.wrong.append(f"{way}: {error}")
+        except Exception as error:
+            raise AssertionError(f"{way} failed") from error
 
     def give(self) -> None:
         if self.wrong:
             pytest.fail("\n\n".join(self.wrong), pytrace=False)
+        if self.heard == 0:
+            pytest.skip("torch refuses it")
 
 
 @every_connection
-@pytest.mark.parametrize("face", FACES)
-def test_every_face(face: str, name: str) -> None:
-    ours = FACES[face]
-    if ours.times > 1 and name in LONG:
-        pytest.skip("its sums are other ones over many elements")
-
+def test_every_face(name: str) -> None:
     verdicts = Verdicts()
-    for dtype, of in _cases(name, ours):
-        found = gradient(TABLE[name], ours.sigmoid, of.x, of.t)
-        kept = _kept(ours, dtype)
-        if kept == "output":
-            verdicts.hear(never_worse, name, found, of)
+    for (face, ours), dtype in itertools.product(FACES.items(), EVERY):
+        if ours.times > 1 and (name in LONG or dtype != torch.float32):
             continue
-        verdicts.hear(judge, name, found, of)
-        if TABLE[name].promise == EXACT:
-            verdicts.hear(exact, found, expected(name, of, kept, ours.sigmoid), of)
+        of = case(name, dtype, ours.times)
+        if of is None:
+            continue
+        with verdicts.of(face):
+            kept = _kept(ours, dtype)
+            found = gradient(TABLE[name], ours.sigmoid, of.x, of.t)
+            if kept == "output":
+                never_worse(name, found, of)
+                continue
+            judge(name, found, of)
+            if TABLE[name].promise == EXACT:
+                exact(found, expected(name, of, kept, ours.sigmoid), of)
     verdicts.give()
 
 
@@ -399,10 +401,8 @@ ROUTES = {
 }
 
 
-def on_route(route: Callable[..., Tensor], name: str, of: Case | None) -> Case | None:
+def on_route(route: Callable[..., Tensor], name: str, of: Case) -> Case | None:
     """What to compare with: nn.Sigmoid's gradient by the same route. None if torch refuses it."""
-    if of is None:
-        return None
     try:
         torchs = route(TABLE[name], torch.sigmoid, of.x, of.t).double()
     except Exception:
@@ -414,30 +414,26 @@ ROUTE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 @every_connection
-@pytest.mark.parametrize("route", ROUTES)
-def test_every_route(route: str, name: str) -> None:
-    way = ROUTES[route]
-    verdicts, ran = Verdicts(), 0
-    for dtype in ROUTE_DTYPES:
-        of = case(name, dtype)
-        of = on_route(way.gradient, name, of)
-        if of is None:
+def test_every_route(name: str) -> None:
+    verdicts = Verdicts()
+    for own in (case(name, dtype) for dtype in ROUTE_DTYPES):
+        if own is None:
             continue
-        ran += 1
-        try:
-            found = way.gradient(TABLE[name], sigmoid, of.x, of.t)
-        except Worse as error:
-            verdicts.wrong.append(str(error))
-            continue
-        if way.sees_loss and not (way.scales and TABLE[name].rounds_to == torch.float16):
-            verdicts.hear(judge, name, found, of)
-        else:
-            verdicts.hear(never_worse, name, found, of)
-        if TABLE[name].promise == EXACT and way.is_bitwise:
-            verdicts.hear(exact, found, expected(name, of, "input", sigmoid), of)
+        is_exact = TABLE[name].promise == EXACT
+        bits = expected(name, own, "input", sigmoid) if is_exact else None
+        for route, way in ROUTES.items():
+            of = on_route(way.gradient, name, own)
+            if of is None:
+                continue
+            with verdicts.of(route):
+                found = way.gradient(TABLE[name], sigmoid, of.x, of.t)
+                if way.sees_loss and not (way.scales and TABLE[name].rounds_to == torch.float16):
+                    judge(name, found, of)
+                else:
+                    never_worse(name, found, of)
+                if bits is not None and way.is_bitwise:
+                    exact(found, bits, of)
     verdicts.give()
-    if ran == 0:
-        pytest.skip("torch refuses it")
 
 
 @pytest.mark.xfail(strict=True, reason="who begins a pass at the output is handed its derivative")
@@ -465,8 +461,8 @@ def _autocast(connection: Connection, act: Activation, x: Tensor, t: Tensor) -> 
 
 @every_connection
 def test_autocast(name: str) -> None:
-    of = case(name, torch.bfloat16)
-    of = on_route(_autocast, name, of)
+    own = case(name, torch.bfloat16)
+    of = own and on_route(_autocast, name, own)
     if of is None:
         pytest.skip("torch refuses it")
     of = of._replace(torchs=of.torchs[:1])
@@ -757,8 +753,8 @@ IN_PARALLEL = (
 @pytest.mark.parametrize("route", PARALLEL)
 @pytest.mark.usefixtures("_one_process")
 def test_in_parallel(route: str, name: str) -> None:
-    of = case(name, torch.float32)
-    of = on_route(PARALLEL[route].gradient, name, of)
+    own = case(name, torch.float32)
+    of = own and on_route(PARALLEL[route].gradient, name, own)
     if of is None:
         pytest.skip("torch refuses it")
     found = PARALLEL[route].gradient(TABLE[name], sigmoid, of.x, of.t)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fused_sigmoid import FusedSigmoid, sigmoid, sigmoid_with_derivative
-from tests import oracle
+from tests import oracle, parameters
 from tests.company_connections import (
     EXACT,
     RIGHT,
@@ -133,7 +133,10 @@ SOME = (
 
 @pytest.mark.parametrize(
     ("dtype", "act"),
-    [(torch.float64, "function"), *((torch.bfloat16, act) for act in ACTIVATIONS)],
+    parameters.chosen(
+        [(torch.float64, "function"), *((torch.bfloat16, act) for act in ACTIVATIONS)],
+        lambda _, act: act in ("function", "value of the pair"),
+    ),
     ids=str,
 )
 def test_model_and_loss_in_other_dtypes(dtype: torch.dtype, act: str) -> None:
@@ -156,7 +159,12 @@ def test_model_and_loss_in_pieces(name: str) -> None:
     _check(cases, [leaf.grad for leaf in leaves], sees_loss=False)
 
 
-@every_part
+@pytest.mark.parametrize(
+    "part",
+    # Which connections are compiled together says nothing of them: a third of all in the suite.
+    parameters.chosen([(part,) for part in PARTS], lambda part: PARTS.index(part) % 3 == 0),
+    ids=lambda part: f"{part[0]} ...",
+)
 def test_loss_alone(part: list[str]) -> None:
     """From eager outputs. What is compiled into one node may be a loss or a layer."""
     cases = _cases(part, torch.float32)

@@ -27,7 +27,7 @@ from fused_sigmoid._extension import extension
 pytest.importorskip("triton")
 
 FOLDER = Path(__file__).parent
-SCENARIOS = FOLDER / "gpu_launch" / "scenarios.py"
+SCENARIOS = [FOLDER / "gpu_launch" / name for name in ("scenarios.py", "loss_scenarios.py")]
 
 
 @pytest.mark.skipif(
@@ -36,7 +36,7 @@ SCENARIOS = FOLDER / "gpu_launch" / "scenarios.py"
 )
 def test_on_a_fake_device(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SCENARIOS)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, SCENARIOS)],
         cwd=FOLDER.parent,
         env=os.environ | {"FAKE_CUDA_BUILD": str(tmp_path)},
         capture_output=True,

@@ -8,12 +8,10 @@ CPU's kernels are the formula in NumPy's long double, and exact sums.
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ import torch
 
 import fused_sigmoid
 from fused_sigmoid import loss_operators
-from tests import private_kernels
+from tests import parameters, private_kernels
 
 triton = pytest.importorskip("triton")
 interpreted = importlib.import_module("tests.test_triton_interpreter")
@@ -250,14 +248,13 @@ def test_mixed_dtypes(kernels, dtype, target_dtype, reduction):
     _assert_all_same(_on_gpu(x, t, reduction=reduction), expected, reduction)
 
 
-@pytest.mark.usefixtures("in_large_blocks")
 @every_dtype
 def test_every_kind_of_number(kernels, dtype):
     x = interpreted.every_half(dtype) if dtype.itemsize == 2 else interpreted.inputs(dtype)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-30, -1e30], dtype=dtype)
     x = torch.cat([x, special])
     # The interpreter takes its time; every half is tried on the CPU.
-    x = x[::1000] if dtype == torch.float64 else x[::8]
+    x = x[::1000] if dtype == torch.float64 else x[::32]
     targets = torch.tensor([0.0, 1.0, 0.3, -0.0, 1.5, -2.0, torch.inf, torch.nan], dtype=dtype)
     for turn in range(len(targets)):
         t = targets.roll(turn).repeat(len(x) // 8 + 1)[: len(x)]
@@ -578,10 +575,12 @@ def _widths(ptx, kind):
     return [int(vector or 1) * int(bits) for vector, bits in accesses]
 
 
-@every_name
 @pytest.mark.parametrize(
-    ("call", "target"),
-    [*((call, H100) for call in CALLS), *(("training", each) for each in CAPABILITIES[::2])],
+    ("dtype", "call", "target"),
+    parameters.chosen(
+        itertools.product(NAMES, CALLS, CAPABILITIES),
+        lambda dtype, call, target: target == H100 or (call, dtype) == ("training", "float32"),
+    ),
     ids=str,
 )
 def test_whole_blocks_are_read_and_written_128_bits_at_a_time(compiled, call, dtype, target):
@@ -612,9 +611,14 @@ ADD = {"training": 4, "loss": 2, "backward": 4, "none": 4}
 OF_PROBABILITY = {"fma": {"float32": 10, "float16": 7, "bfloat16": 6}, "mul": 1, "add": 3}
 
 
-@pytest.mark.parametrize("call", FMA)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("target", CAPABILITIES, ids=str)
+@pytest.mark.parametrize(
+    ("call", "dtype", "target"),
+    parameters.chosen(
+        itertools.product(FMA, ["float32", "float16", "bfloat16"], CAPABILITIES),
+        lambda call, dtype, target: target == H100 or (call, dtype) == ("training", "float32"),
+    ),
+    ids=str,
+)
 def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(compiled, call, dtype, target):
     ptx = compiled(call, dtype, target).asm["ptx"]
     counts = dict.fromkeys(("fma", "mul", "add"), 0)
@@ -674,8 +678,14 @@ def test_offsets_have_64_bits(compiled, call):
     assert re.search(r"arith\.extsi %\w+ : i32 to i64", ttir)
 
 
-@every_name
-@pytest.mark.parametrize("target", [*CAPABILITIES, ("hip", "gfx942", 64)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    parameters.chosen(
+        itertools.product(NAMES, [*CAPABILITIES, ("hip", "gfx942", 64)]),
+        lambda dtype, target: target == H100 or dtype == "bfloat16",
+    ),
+    ids=str,
+)
 def test_the_other_kernels_compile(compiled, dtype, target):
     from fused_sigmoid.triton import binary_cross_entropy as losses
 
@@ -730,8 +740,13 @@ def test_what_triton_compiles_apart(count, offset):
     assert specialization[9:11] == [("fp64", None), ("i64", None)]
 
 
-@every_call
-@every_name
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    parameters.chosen(
+        itertools.product(CALLS, NAMES),
+        lambda call, dtype: call != "loss" and dtype in ("float64", "bfloat16"),
+    ),
+)
 def test_it_compiles_for_amd(call, dtype, compiled, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     package = private_kernels.load("losses_for_amd").__package__
@@ -765,23 +780,3 @@ def test_without_triton(dtype, reduction, is_weighted, monkeypatch):
     tensor = torch.ones(3)
     _multiply_on_gpu(tensor, torch.tensor(2.0))
     assert tensor.tolist() == [2, 2, 2]
-
-
-# End to end, on a fake of a GPU.
-
-
-@pytest.mark.skipif(
-    torch.version.cuda is not None or torch.version.hip is not None,
-    reason="this torch has a CUDA of its own, and there cannot be two",
-)
-def test_on_a_fake_device(tmp_path: Path) -> None:
-    scenarios = Path(__file__).parent / "gpu_launch" / "loss_scenarios.py"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(scenarios)],
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"FAKE_CUDA_BUILD": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@ and to its tensor subclasses, ours gives the same kind of result with the same v
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -43,8 +44,10 @@ every_gradient_dtype = pytest.mark.parametrize(
 )
 
 
+@functools.cache
 def samples(dtype: torch.dtype) -> list[Tensor]:
-    """Each also as torch's suite makes it noncontiguous. The largest would only take time."""
+    """Each also as torch's suite makes it noncontiguous; shared by the tests, who must not write to
+    them. The largest would only take time."""
     inputs = [
         sample.input
         for contiguous in SIGMOID.reference_inputs("cpu", dtype)

@@ -7,13 +7,14 @@ disassembler of the former.
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from tests import private_kernels
+from tests import parameters, private_kernels
 
 triton = pytest.importorskip("triton")
 elementwise = importlib.import_module("fused_sigmoid.triton.elementwise")
@@ -85,7 +86,29 @@ def _expected_arithmetic(name, dtype):
 
 every_kernel = pytest.mark.parametrize("name", KERNELS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-every_capability = pytest.mark.parametrize("capability", CAPABILITIES)
+
+
+def _is_one_of_two(name, dtype):
+    """One kernel that computes and one that reads two tensors, in a wide dtype and in a half."""
+    return name in ("value_and_derivative", "backward") and dtype in ("float32", "bfloat16")
+
+
+def every_compiled(*dtypes):
+    """Each kernel for each architecture, but for others than the H100's those two alone."""
+    chosen = parameters.chosen(
+        itertools.product(KERNELS, dtypes, CAPABILITIES),
+        lambda name, dtype, capability: capability == 90 or _is_one_of_two(name, dtype),
+    )
+    return pytest.mark.parametrize(("name", "dtype", "capability"), chosen)
+
+
+# Where a layout makes the difference, one wide dtype and one half stand for all.
+every_kernel_and_dtype = pytest.mark.parametrize(
+    ("name", "dtype"),
+    parameters.chosen(
+        itertools.product(KERNELS, DTYPES), lambda _, dtype: dtype in ("float32", "bfloat16")
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +116,11 @@ def compiled(tmp_path_factory):
     """Compiles a kernel as its launch does, once, and never finds it in a user's cache."""
     seen = {}
 
-    def compile_once(name, dtype, capability, layout=DENSE, wide=None):
-        key = (name, dtype, capability, layout, wide)
+    def compile_once(name, dtype, capability, layout=DENSE, wide=None, function="sigmoid"):
+        key = (function, name, dtype, capability, layout, wide)
         if key not in seen:
-            seen[key] = static.compile_kernel(KERNELS[name], dtype, capability, layout, wide)
+            kernel = elementwise.KERNELS[function, name]
+            seen[key] = static.compile_kernel(kernel, dtype, capability, layout, wide)
         return seen[key].asm
 
     with pytest.MonkeyPatch.context() as patch:
@@ -127,9 +151,7 @@ def _arithmetic(ptx):
     return Arithmetic(**counts)
 
 
-@every_kernel
-@every_dtype
-@every_capability
+@every_compiled(*DTYPES)
 def test_whole_blocks_are_read_and_written_128_bits_at_a_time(compiled, name, dtype, capability):
     ptx = compiled(name, dtype, capability)["ptx"]
     kernel, bits = KERNELS[name], 8 * DTYPES[dtype].itemsize
@@ -141,9 +163,7 @@ def test_whole_blocks_are_read_and_written_128_bits_at_a_time(compiled, name, dt
         assert sorted(widths) == [bits] * (tensors * static.elements(dtype)) + sorted(whole)
 
 
-@every_kernel
-@every_dtype
-@every_capability
+@every_compiled(*DTYPES)
 def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(
     compiled, name, dtype, capability
 ):
@@ -184,8 +204,7 @@ def test_halves_are_rounded_to_nearest_even(compiled, name, dtype):
     assert conversions == ({"rn"} if expected else set())
 
 
-@every_kernel
-@every_dtype
+@every_kernel_and_dtype
 def test_unaligned_tensors_are_read_and_written_by_elements(compiled, name, dtype):
     ptx = compiled(name, dtype, 90, wide=0)["ptx"]
     assert set(_widths(ptx, "ld") + _widths(ptx, "st")) == {8 * DTYPES[dtype].itemsize}
@@ -215,21 +234,18 @@ def test_places_in_rows_have_32_bits_and_offsets_64(compiled, name):
 
 
 @every_kernel
-@every_capability
-def test_the_cache_is_asked_to_hold_an_input_that_is_kept(compiled, name, capability):
-    ptx = compiled(name, "float32", capability)["ptx"]
+def test_the_cache_is_asked_to_hold_an_input_that_is_kept(compiled, name):
+    ptx = compiled(name, "float32", 90)["ptx"]
     held = [line for line in _instructions(ptx) if "ld.global" in line and "evict_last" in line]
     loads = [line for line in _instructions(ptx) if "ld.global" in line]
     assert held == (loads if name == "value_of_kept" else [])
 
 
 @every_kernel
-@pytest.mark.parametrize(
-    ("layout", "capability"), [(ROWS, 90), *((DENSE, c) for c in CAPABILITIES)]
-)
-def test_parameters_are_those_that_the_extension_passes(compiled, name, capability, layout):
+@pytest.mark.parametrize("layout", [DENSE, ROWS])
+def test_parameters_are_those_that_the_extension_passes(compiled, name, layout):
     # Pointers and numbers, then at most four pointers of Triton's own, 8 bytes each.
-    ptx = compiled(name, "float32", capability, layout)["ptx"]
+    ptx = compiled(name, "float32", 90, layout)["ptx"]
     entry = ptx[ptx.index(".entry") : ptx.index("\n{")]
     parameters = re.findall(r"\.param \.(\w+)", entry)
     tensors = [torch.zeros(8, 16)[:, ::2] for _ in range(KERNELS[name].reads)]
@@ -271,9 +287,7 @@ def test_kernels_have_names_of_their_own(compiled):
     assert names == {f"fused_sigmoid_{work}" for work in KERNELS if work != "value_of_kept"}
 
 
-@every_kernel
-@every_dtype
-@every_capability
+@every_compiled(*DTYPES)
 def test_machine_code_keeps_everything_in_registers(compiled, name, dtype, capability):
     asm = compiled(name, dtype, capability)
     assert not re.search(r"\b(LDL|STL)\b", asm["sass"])
@@ -284,9 +298,7 @@ def test_machine_code_keeps_everything_in_registers(compiled, name, dtype, capab
     assert used["REG"] <= (32 if in_float32 else 40)
 
 
-@every_kernel
-@every_dtype
-@every_capability
+@every_compiled(*DTYPES)
 def test_machine_code_reads_and_writes_128_bits_at_a_time(compiled, name, dtype, capability):
     kernel = KERNELS[name]
     block = static.whole_block(compiled(name, dtype, capability)["sass"])
@@ -297,8 +309,9 @@ def test_machine_code_reads_and_writes_128_bits_at_a_time(compiled, name, dtype,
         assert all(re.search(r"\.128\b", line) for line in found)
 
 
-@pytest.mark.parametrize("name", BACKWARD)
-@every_dtype
+@pytest.mark.parametrize(
+    ("name", "dtype"), parameters.chosen(itertools.product(BACKWARD, DTYPES), _is_one_of_two)
+)
 def test_a_gradient_of_one_number_is_loaded_once(compiled, name, dtype):
     asm = compiled(name, dtype, 90, OF_ONE)
     block = static.whole_block(asm["sass"])
@@ -311,9 +324,7 @@ def test_a_gradient_of_one_number_is_loaded_once(compiled, name, dtype):
     assert not re.search(r"\b(LDL|STL)\b", asm["sass"])
 
 
-@every_kernel
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@every_capability
+@every_compiled("float32", "float16", "bfloat16")
 def test_machine_code_has_no_float64(compiled, name, dtype, capability):
     sass = compiled(name, dtype, capability)["sass"]
     assert not re.search(r"\b(D(ADD|FMA|MUL|SETP|MNMX)|MUFU\.\w+64H|F2F\.F64)", sass)
@@ -334,9 +345,7 @@ INSTRUCTIONS = {
 }
 
 
-@every_kernel
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@every_capability
+@every_compiled("float32", "float16", "bfloat16")
 def test_instructions_per_element(compiled, name, dtype, capability):
     block = static.whole_block(compiled(name, dtype, capability)["sass"])
     assert sum(line.startswith("MUFU") for line in block) == (
@@ -359,8 +368,7 @@ def test_memory_is_the_bound_on_an_h100(compiled, name, dtype):
     assert len(block) / static.elements(dtype) < 0.8 * free
 
 
-@every_kernel
-@every_dtype
+@every_kernel_and_dtype
 def test_whole_rows_are_read_and_written_128_bits_at_a_time(compiled, name, dtype):
     kernel = KERNELS[name]
     asm = compiled(name, dtype, 90, ROWS)
@@ -378,9 +386,15 @@ def test_whole_rows_are_read_and_written_128_bits_at_a_time(compiled, name, dtyp
 
 
 @pytest.mark.parametrize(
-    "name", ["value", "value_and_derivative", "backward", "backward_from_derivative"]
+    ("name", "dtype"),
+    parameters.chosen(
+        itertools.product(
+            ["value", "value_and_derivative", "backward", "backward_from_derivative"],
+            ["float32", "bfloat16"],
+        ),
+        lambda name, dtype: dtype == "bfloat16" and name != "backward_from_derivative",
+    ),
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_not_whole_goes_by_elements_without_shared_memory(compiled, name, dtype):
     kernel, bits = KERNELS[name], 8 * DTYPES[dtype].itemsize
     results = sum(1 << i for i in range(kernel.reads, kernel.reads + kernel.writes))
@@ -388,8 +402,8 @@ def test_what_is_not_whole_goes_by_elements_without_shared_memory(compiled, name
         # Wide are all results or nothing: see call_of in csrc/gpu_launch.cpp.
         for wide in (0, *(results | operand for operand in range(2**kernel.reads - 1))):
             asm = compiled(name, dtype, 90, layout, wide)
-            assert static.resources(asm["cubin"])["SHARED"] == 0
-            assert not re.search(r"\b(LDS|STS|LDL|STL)\b", asm["sass"])
+            used = static.resources(asm["cubin"])
+            assert used["STACK"] == used["LOCAL"] == used["SHARED"] == 0
             for kind, tensors in (
                 ("ld", range(kernel.reads)),
                 ("st", range(kernel.reads, kernel.reads + kernel.writes)),
@@ -399,7 +413,7 @@ def test_what_is_not_whole_goes_by_elements_without_shared_memory(compiled, name
                 assert whole == expected
 
 
-@pytest.mark.parametrize("name", ["value", "value_and_derivative", "backward"])
+@pytest.mark.parametrize("name", ["value_and_derivative", "backward"])
 @every_dtype
 def test_small_blocks_compile(name, dtype, compiled):
     small = elementwise.blocks_for(DTYPES[dtype], 1).size
@@ -428,9 +442,15 @@ def for_amd(tmp_path_factory):
         yield compile_for
 
 
-@every_kernel
-@every_dtype
-@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "architecture"),
+    parameters.chosen(
+        itertools.product(KERNELS, DTYPES, ["gfx90a", "gfx942"]),
+        lambda name, dtype, architecture: (
+            architecture == "gfx942" or (name == "backward" and dtype == "bfloat16")
+        ),
+    ),
+)
 def test_kernels_compile_for_amd_with_the_rounded_division(for_amd, name, dtype, architecture):
     found = for_amd(name, dtype, architecture)
     code = found.asm["amdgcn"]
@@ -459,10 +479,10 @@ def test_rows_compile_for_amd(for_amd, name, architecture):
 
 @every_dtype
 @pytest.mark.parametrize("key", elementwise.KERNELS, ids="_".join)
-def test_every_function_compiles_to_wide_accesses_and_no_calls(key, dtype, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_every_function_compiles_to_wide_accesses_and_no_calls(compiled, key, dtype):
+    function, name = key
     kernel = elementwise.KERNELS[key]
-    ptx = static.compile_kernel(kernel, dtype, 90, DENSE, None).asm["ptx"]
+    ptx = compiled(name, dtype, 90, function=function)["ptx"]
     bits = 8 * DTYPES[dtype].itemsize
     for kind, tensors in (("ld", kernel.reads), ("st", kernel.writes)):
         whole = [width for width in _widths(ptx, kind) if width >= 128]

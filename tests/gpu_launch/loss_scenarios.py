@@ -1,4 +1,4 @@
-"""What test_loss_triton.py runs in a process of its own, where a CUDA device is faked on the host's
+"""What test_gpu_launch.py runs in a process of its own, where a CUDA device is faked on the host's
 memory: the node of the binary cross entropy and the operators behind it, with Triton's interpreter
 in the place of the device. What is kept for the backward pass takes torch's own kernels."""
 
