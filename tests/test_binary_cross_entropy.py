@@ -818,6 +818,14 @@ def test_the_module_is_turned_and_turned_back() -> None:
     assert criterion.__dict__.keys() == nn.BCEWithLogitsLoss().__dict__.keys()
 
 
+def test_an_attribute_named_saved_stays() -> None:
+    criterion = nn.BCEWithLogitsLoss()
+    criterion.saved = "somewhere"
+    for turn in (fused_sigmoid.replace_sigmoid, fused_sigmoid.restore_sigmoid):
+        assert turn(criterion) == 1
+        assert criterion.saved == "somewhere"
+
+
 def test_subclasses_are_turned_if_so_wished() -> None:
     class Weighted(nn.BCEWithLogitsLoss):
         pass
@@ -853,6 +861,31 @@ def test_override_catches_the_function_and_its_old_names() -> None:
 
 
 @every_reduction
+def test_arguments_by_their_places_in_torchs_function(reduction: str) -> None:
+    x, t, w, p = torch.randn(9), *(torch.rand(9) for _ in range(3))
+    call = (x, t, w, None, None, reduction, p)
+    expected = F.binary_cross_entropy_with_logits(*call)
+    with fused_sigmoid.override():
+        torch.testing.assert_close(F.binary_cross_entropy_with_logits(*call), expected)
+
+
+@pytest.mark.filterwarnings("ignore:size_average")
+@pytest.mark.parametrize("size_average", [None, False, True])
+@pytest.mark.parametrize("reduce", [None, False, True])
+def test_old_names_mean_in_a_block_what_torch_means(
+    size_average: bool | None, reduce: bool | None
+) -> None:
+    x, t = torch.randn(9), torch.rand(9)
+
+    def loss() -> Tensor:
+        return F.binary_cross_entropy_with_logits(x, t, None, size_average, reduce)
+
+    expected = loss()
+    with fused_sigmoid.override():
+        torch.testing.assert_close(loss(), expected)
+
+
+@every_reduction
 def test_a_block_hands_on_every_argument(reduction: str) -> None:
     x, t, w, p = torch.randn(9), *(torch.rand(9) for _ in range(3))
 
@@ -882,6 +915,20 @@ def test_checkpoints(reentrant: bool, overridden: bool) -> None:
         result = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=reentrant)
     result.backward()
     torch.testing.assert_close(x.grad, loss_and_gradient(x, t)[1])
+
+
+@every_reduction
+def test_a_block_around_the_second_computation_computes_torchs_loss_again(reduction: str) -> None:
+    x, t, w, p = torch.randn(9, requires_grad=True), *(torch.rand(9) for _ in range(3))
+
+    def loss(x: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(x * 1, t, w, pos_weight=p, reduction=reduction)
+
+    (expected,) = torch.autograd.grad(loss(x).sum(), x)
+    result = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False)
+    with fused_sigmoid.override():
+        result.sum().backward()
+    torch.testing.assert_close(x.grad, expected)
 
 
 class Watching(TorchDispatchMode):
