@@ -646,6 +646,23 @@ def test_autocast_computes_halves_in_float32(dtype: torch.dtype) -> None:
     assert x.grad.dtype == dtype
 
 
+@every_half
+def test_autocast_widens_every_operand_and_keeps_what_is_asked_for(dtype: torch.dtype) -> None:
+    x, t, w, p = (torch.rand(50).to(dtype) for _ in range(4))
+
+    def results(x: Tensor, t: Tensor, w: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        return binary_cross_entropy_with_logits(
+            x, t, w, pos_weight=p, reduction="sum", return_probability=True
+        )
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = results(x, t, w, p)
+    expected = results(x.float(), t.float(), w.float(), p.float())
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "jacrev", "hessian", "per sample"])
 def test_transforms(transform: str) -> None:
     torch.manual_seed(0)
@@ -725,9 +742,10 @@ def test_scripted_in_a_model_that_computes_with_the_loss() -> None:
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return self.criterion(x, t) * 2
 
-    x, t = torch.randn(5), torch.rand(5)
-    scripted = torch.jit.script(Model(FusedBCEWithLogitsLoss()))
-    torch.testing.assert_close(scripted(x, t), F.binary_cross_entropy_with_logits(x, t) * 2)
+    x, t, w, p = torch.randn(5), *(torch.rand(5) for _ in range(3))
+    scripted = torch.jit.script(Model(FusedBCEWithLogitsLoss(w, pos_weight=p, reduction="sum")))
+    expected = F.binary_cross_entropy_with_logits(x, t, w, pos_weight=p, reduction="sum") * 2
+    torch.testing.assert_close(scripted(x, t), expected)
 
 
 def test_exported() -> None:
@@ -753,6 +771,28 @@ def test_composed_as_the_kernels(reduction: str) -> None:
             torch.testing.assert_close(leaf.grad, gradient)
 
 
+@every_reduction
+@every_dtype
+@pytest.mark.parametrize("of_target", KERNEL_DTYPES, ids=str)
+def test_a_target_with_a_gradient_has_the_results_of_the_kernels(
+    of_target: torch.dtype, dtype: torch.dtype, reduction: str
+) -> None:
+    """For it the loss is composed of ATen's operations."""
+    x = torch.tensor([-math.inf, math.inf, -20.0, 20.0, 0.5, -3.0]).to(dtype)
+    t = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.3, 1.0]).to(of_target)
+    others = {"weight": torch.rand(6), "pos_weight": torch.rand(()), "reduction": reduction}
+    leaf, target = x.clone().requires_grad_(), t.clone().requires_grad_()
+    loss, probability = binary_cross_entropy_with_logits(
+        leaf, target, **others, return_probability=True
+    )
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    expected, expected_gradient = loss_and_gradient(x, t, **others)
+    torch.testing.assert_close(loss.detach(), expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    torch.testing.assert_close(probability, fused_sigmoid.sigmoid(x))
+    assert not probability.requires_grad
+
+
 # The module
 
 
@@ -776,6 +816,14 @@ def test_the_module_is_turned_and_turned_back() -> None:
     assert fused_sigmoid.restore_sigmoid(model) == 2
     assert type(criterion) is nn.BCEWithLogitsLoss
     assert criterion.__dict__.keys() == nn.BCEWithLogitsLoss().__dict__.keys()
+
+
+def test_an_attribute_named_saved_stays() -> None:
+    criterion = nn.BCEWithLogitsLoss()
+    criterion.saved = "somewhere"
+    for turn in (fused_sigmoid.replace_sigmoid, fused_sigmoid.restore_sigmoid):
+        assert turn(criterion) == 1
+        assert criterion.saved == "somewhere"
 
 
 def test_subclasses_are_turned_if_so_wished() -> None:
@@ -812,6 +860,46 @@ def test_override_catches_the_function_and_its_old_names() -> None:
     assert loss.item() == pytest.approx(exact_sum, rel=1e-6)
 
 
+@every_reduction
+def test_arguments_by_their_places_in_torchs_function(reduction: str) -> None:
+    x, t, w, p = torch.randn(9), *(torch.rand(9) for _ in range(3))
+    call = (x, t, w, None, None, reduction, p)
+    expected = F.binary_cross_entropy_with_logits(*call)
+    with fused_sigmoid.override():
+        torch.testing.assert_close(F.binary_cross_entropy_with_logits(*call), expected)
+
+
+@pytest.mark.filterwarnings("ignore:size_average")
+@pytest.mark.parametrize("size_average", [None, False, True])
+@pytest.mark.parametrize("reduce", [None, False, True])
+def test_old_names_mean_in_a_block_what_torch_means(
+    size_average: bool | None, reduce: bool | None
+) -> None:
+    x, t = torch.randn(9), torch.rand(9)
+
+    def loss() -> Tensor:
+        return F.binary_cross_entropy_with_logits(x, t, None, size_average, reduce)
+
+    expected = loss()
+    with fused_sigmoid.override():
+        torch.testing.assert_close(loss(), expected)
+
+
+@every_reduction
+def test_a_block_hands_on_every_argument(reduction: str) -> None:
+    x, t, w, p = torch.randn(9), *(torch.rand(9) for _ in range(3))
+
+    def results() -> tuple[Tensor, Tensor]:
+        return binary_cross_entropy_with_logits(
+            x, t, w, pos_weight=p, reduction=reduction, return_probability=True
+        )
+
+    expected = results()
+    with fused_sigmoid.override():
+        found = results()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("overridden", [False, True])
 def test_checkpoints(reentrant: bool, overridden: bool) -> None:
@@ -827,6 +915,20 @@ def test_checkpoints(reentrant: bool, overridden: bool) -> None:
         result = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=reentrant)
     result.backward()
     torch.testing.assert_close(x.grad, loss_and_gradient(x, t)[1])
+
+
+@every_reduction
+def test_a_block_around_the_second_computation_computes_torchs_loss_again(reduction: str) -> None:
+    x, t, w, p = torch.randn(9, requires_grad=True), *(torch.rand(9) for _ in range(3))
+
+    def loss(x: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(x * 1, t, w, pos_weight=p, reduction=reduction)
+
+    (expected,) = torch.autograd.grad(loss(x).sum(), x)
+    result = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False)
+    with fused_sigmoid.override():
+        result.sum().backward()
+    torch.testing.assert_close(x.grad, expected)
 
 
 class Watching(TorchDispatchMode):

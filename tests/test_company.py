@@ -692,6 +692,25 @@ def test_threads_with_one_graph(face: str) -> None:
     _in_threads(work)
 
 
+def test_threads_that_search_at_once() -> None:
+    """The graphs are so large that several threads search theirs at a time."""
+    x, t = numbers(torch.float32)
+    alone = {name: _one_alone(name, sigmoid, x, t) for name in PASSES}
+
+    def work(at: int) -> None:
+        leaf, names = _leaf(x), list(PASSES)
+        losses = {name: PASSES[name](sigmoid(leaf), t) for name in names}
+        for name in names:
+            for _ in range(1000):
+                losses[name] = losses[name].view(())
+        for turn in range(TURNS):
+            name = names[(at + turn) % len(names)]
+            (found,) = torch.autograd.grad(losses[name], leaf, retain_graph=True)
+            assert oracle.same_bits(found, alone[name]), name
+
+    _in_threads(work)
+
+
 # Models in parallel.
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import mmap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,22 +138,61 @@ def test_the_kernels_are_tried_with_the_flags_they_are_shipped_with() -> None:
         assert all("-mfma" in own for name, own in sets.items() if name != "neon")
 
 
-def test_what_was_recorded_before_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_of_defects_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = tmp_path / "folder" / "figures.json"
     results.record_section(record, "load", {"count": 1})
-    first, second, *_ = DEFECTS
-    before = [
-        {"defect": name, "message": "before"}
-        for name in (first.name, "one that is no longer planted")
-    ]
-    results.record_section(record, "defects", {"planted": before})
     monkeypatch.setattr(defects, "RECORD", record)
-    defects.write({second.name: "now"})
+    defects.write({defect.name: f"of {defect.name}" for defect in DEFECTS})
     found = json.loads(record.read_text(encoding="utf-8"))
     assert list(found) == ["defects", "load"]
     assert found["load"]["figures"] == {"count": 1}
     planted = found["defects"]["figures"]["planted"]
     assert [(each["defect"], each["message"]) for each in planted] == [
-        (first.name, "before"),
-        (second.name, "now"),
+        (defect.name, f"of {defect.name}") for defect in DEFECTS
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("--only no-such-defect", "argument --only: no defect's name holds 'no-such-defect'"),
+        # What was not planted this time would be recorded as of this commit.
+        ("--only loss --write", "argument --write: not allowed with argument --only"),
+        ("--onyl loss", "unrecognized arguments: --onyl loss"),
+    ],
+)
+def test_wrong_arguments_are_an_error_of_one_line(
+    arguments: str,
+    error: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tools.defects", *arguments.split()])
+    with pytest.raises(SystemExit, match="2"):
+        defects.main()
+    assert capsys.readouterr().err == f"python -m tools.defects: error: {error}\n"
+
+
+COMMA = defects.Defect(
+    name="a comma too many",
+    file="tools/defects.json",
+    old='[\n  {"name"',
+    new='[,\n  {"name"',
+    check="json.tool tools/defects.json",
+    message="Expecting value: line 1 column 2",
+)
+
+
+def test_each_defect_is_planted_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    none = replace(COMMA, name="none", new=COMMA.old)
+    another = replace(COMMA, name="one of another kind", message="AddressSanitizer")
+    found = defects.in_turn([COMMA, none, another])
+    assert found == {COMMA.name: COMMA.message, "none": None, "one of another kind": None}
+    assert "one of another kind: failed for another reason" in capfd.readouterr().out
+
+
+def test_a_defect_whose_place_is_gone_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / COMMA.file).write_text("[]")
+    with pytest.raises(SystemExit, match=r"a comma too many: tools/defects\.json no longer holds"):
+        defects.plant(COMMA, tmp_path)

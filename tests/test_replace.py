@@ -1120,6 +1120,22 @@ def test_what_keeps_nothing_has_the_same_bits_again() -> None:
     assert not torch.equal(first[0], torch.sigmoid(points))
 
 
+def test_blocks_of_a_checkpoint_keep_again_what_they_kept() -> None:
+    """The second computation runs outside of both blocks."""
+
+    def twice(x: Tensor) -> Tensor:
+        with override(saved="output"):
+            y = torch.sigmoid(x * 1)
+        return y + torch.sigmoid(x * 2)
+
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(twice(x).sum(), x)
+    with override(saved="input"):
+        result = checkpoint(twice, x, use_reentrant=False)
+    result.sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
 def test_nested_checkpoints_in_a_block() -> None:
     def inner(x: Tensor) -> Tensor:
         return checkpoint(CHECKPOINTED["out of place"], x, use_reentrant=False)
