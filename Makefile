@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-matrix sanitize arm fuzz load defects audit dist check-full lint format bench instructions goals sweep fresh company figures clean
+.PHONY: help build demo test test-all test-matrix sanitize arm fuzz load defects audit dist check-full lint format bench instructions goals sweep fresh company figures clean
 
 help: ## list these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -32,17 +32,23 @@ demo: build ## train on real data with both sigmoids, then the quick benchmark
 	$(BIN)/python -m bench --quick
 
 # A process for each core, but no more than 8, since each imports torch; a file's tests in one.
-test: build ## the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+test: build ## the suite, in 5 to 8 minutes
+	$(PYTEST)
+
+test-all: build ## the suite and what repeats it for other dtypes, architectures and huge tensors
+	$(PYTEST) -m 'slow or not slow'
 
 # Oldest and newest torch, and every Python with the pinned one. Gigabytes of downloads each.
 MATRIX ?= 3.11:2.11.0 3.11:2.14.1 3.10:2.13.0 3.12:2.13.0 3.13:2.13.0
 test-matrix: build ## the suite with other releases of torch and Python
 	$(BIN)/python -m tools.matrix $(MATRIX)
 
-# The torch-free kernels under sanitizers, about a minute of two cores; needs g++ alone.
+# The torch-free kernels under sanitizers, three minutes of two cores; needs g++ alone. ONE_IN=8 runs
+# an eighth of the trials, chosen at random, in one and a half.
+ONE_IN ?= 1
 sanitize: $(VENV)/.environment ## the kernels under address, undefined-behaviour and thread sanitizers
-	$(BIN)/python -m tests.native.run sanitize
+	$(BIN)/python -m tests.native.run sanitize --one-in $(ONE_IN)
 
 # Needs g++-aarch64-linux-gnu and qemu-user; ARM_CXX and ARM_EMULATOR name others.
 arm: $(VENV)/.environment ## the kernels for 64-bit ARM by emulation: memory, bits of x86; 5 minutes

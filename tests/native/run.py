@@ -1,7 +1,7 @@
 """Builds the kernels without torch, under sanitizers, with a driver, and runs it; or the arithmetic
 of the GPU's quotient alone. Called by `make sanitize`, `make arm`, `make fuzz`, `make check-full`.
 
-    python -m tests.native.run sanitize [--write]
+    python -m tests.native.run sanitize [--one-in 8 | --write]
     python -m tests.native.run arm [--write]
     python -m tests.native.run fuzz --executions 10000000 [--write]
     python -m tests.native.run properties [--write]
@@ -199,11 +199,11 @@ def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return parts[0] | {key: sum(part[key] for part in parts) for key in keys}
 
 
-def sanitize(csrc: Path, names: Sequence[str]) -> dict[str, Any]:
+def sanitize(csrc: Path, names: Sequence[str], one_in: int) -> dict[str, Any]:
     """The named checks of SANITIZE; the process ends with the first that fails."""
     found = {}
     for name in names:
-        found[name] = summed(try_driver(name, SANITIZE[name], csrc))
+        found[name] = summed(try_driver(name, SANITIZE[name]._replace(one_in=one_in), csrc))
         print(f"{name}: {found[name]}", flush=True)
     return found
 
@@ -351,14 +351,17 @@ def main() -> None:
     add("--executions", type=int, default=1_000_000, help="of kernels, by the fuzz target")
     add("--step", type=int, default=1, help="of the float32 that a quotient is tried with")
     add("--only", action="append", choices=list(SANITIZE | ARM), help="this check")
+    add("--one-in", type=int, default=1, help="of how many trials of a sweep one is run")
     add("--csrc", type=Path, default=ROOT / "csrc", help="other kernels, such as broken ones")
     add("--write", action="store_true", help=f"record the figures in {RECORD.name}")
     chosen = parser.parse_args()
     csrc = chosen.csrc.resolve()
     if unknown := set(chosen.only or ()) - (ARM if chosen.what == "arm" else SANITIZE).keys():
         parser.error(f"{chosen.what} has no check {' or '.join(sorted(unknown))}")
+    if chosen.write and (chosen.only or chosen.one_in > 1):
+        parser.error("argument --write: what is recorded is the whole of a check")
     checks = {
-        "sanitize": lambda: sanitize(csrc, chosen.only or list(SANITIZE)),
+        "sanitize": lambda: sanitize(csrc, chosen.only or list(SANITIZE), chosen.one_in),
         "arm": lambda: arm(csrc, chosen.only or list(ARM)),
         "fuzz": lambda: fuzz(csrc, chosen.executions),
         "properties": properties,
