@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
+import fused_sigmoid
 from fused_sigmoid.functions.sigmoid import backward_before_bce
 
 OPERATOR = torch.ops.fused_sigmoid.sigmoid_backward_before_bce
@@ -239,6 +240,20 @@ def test_derivative_is_the_sigmoid_s_where_the_floor_is_the_divisor(dtype: torch
     result = OPERATOR(torch.full_like(y, 3), y, dtype)
     (of_y,) = torch.autograd.grad(result.sum(), y)
     assert of_y.tolist() == [3, -3]
+
+
+@every_dtype
+@pytest.mark.parametrize("held", ["tensor", "view"])
+def test_a_gradient_that_something_else_holds_stays(held: str, dtype: torch.dtype) -> None:
+    """Else the result would take its memory."""
+    x = torch.randn(100, dtype=dtype, requires_grad=True)
+    t = torch.rand(100).to(dtype)
+    y, found = fused_sigmoid.sigmoid(x), []
+    y.register_hook(lambda grad: found.append(grad if held == "tensor" else grad[:]))
+    F.binary_cross_entropy(y, t).backward()
+    leaf = y.detach().requires_grad_()
+    (of_output,) = torch.autograd.grad(F.binary_cross_entropy(leaf, t), leaf)
+    assert oracle.same_bits(found[0], of_output)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
