@@ -35,8 +35,11 @@ demo: build ## train on real data with both sigmoids, then the quick benchmark
 test: build ## the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-# Oldest and newest torch, and every Python with the pinned one. Gigabytes of downloads each.
-MATRIX ?= 3.11:2.11.0 3.11:2.14.1 3.10:2.13.0 3.12:2.13.0 3.13:2.13.0
+# Every torch (two digits) and every Python once, then the other corners: the oldest torch with the
+# newest Python, the newest with the oldest Python that it has a wheel for, and the last for Python
+# 3.10. Gigabytes of downloads each.
+MATRIX ?= 3.10:2.11.0 3.11:2.12.1 3.12:2.13.0 3.13:2.14.1 3.14:2.15.0 \
+	3.14:2.11.0 3.11:2.15.0 3.10:2.14.1
 test-matrix: build ## the suite with other releases of torch and Python
 	$(BIN)/python -m tools.matrix $(MATRIX)
 
