@@ -60,13 +60,14 @@ load: build ## threads, calls and training steps for a quarter of an hour, resul
 defects: build ## plant known defects in copies and see which check sees which; half an hour
 	$(BIN)/python -m tools.defects --write
 
-# pip-audit has an environment of its own: it would put its dependencies into the lock.
+# pip-audit has an environment of its own: it would put its dependencies into the lock. Without
+# --strict it finds no vulnerabilities, and succeeds, where its database cannot be read.
 AUDIT := build/audit
 audit: build ## write the development lock with licences; known vulnerabilities, by pip-audit
 	$(BIN)/python -m tools.dependencies requirements-lock.txt
 	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(AUDIT)/bin/pip-audit --requirement requirements-lock.txt --no-deps --disable-pip
+	$(AUDIT)/bin/pip-audit --strict --requirement requirements-lock.txt --no-deps --disable-pip
 
 dist: build ## a wheel and a source distribution, each tried in an empty environment
 	rm -rf dist
