@@ -423,15 +423,19 @@ def gpu_launches() -> str:
 
 
 def tested_releases() -> str:
-    document = record("compatibility")
-    for row in document["outcomes"]:
+    rows = []
+    for each in record("compatibility")["outcomes"]:
+        # The exact versions are missing where torch could not be imported.
+        asked = {"python_version": each["python"], "torch_version": each["torch"]}
+        row = {"triton_version": "", **asked, **each, "source": source(each)}
         row["failed"] = row.get("failures", 0) + row.get("errors", 0)
         row["passed"] = row.get("tests", 0) - row.get("skipped", 0) - row["failed"]
         row.setdefault("skipped", f"no {row.get('failed_at')}")
+        rows.append(row)
     columns = {"Python": "{python_version}", "torch": "{torch_version}"}
     columns |= {"Triton": "{triton_version}", "passed": "{passed:,}"}
     columns |= {"skipped or known to fail": "{skipped}", "failed": "{failed}"}
-    return table(document["outcomes"], columns) + f"\n\nOf {source(document)}."
+    return table(rows, columns | {"of": "{source}"})
 
 
 def error_budget() -> str:
