@@ -636,8 +636,10 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(compiled, call
     reciprocals = {"training": 1, "loss": 0, "backward": 1, "none": 2}[call]
     assert ptx.count("rcp.approx.ftz.f32") == paths * reciprocals
     assert not re.search(r"\.ftz|\.approx|\.full|\.local", ptx.replace("rcp.approx.ftz.f32", ""))
-    # The limit of |x| lets NaN through, which the interpreter does with any minimum.
-    assert ptx.count("min.NaN.f32") >= paths
+    # The limit of |x| lets NaN through, which the interpreter does with any minimum. Triton 3.9
+    # limits a half before it widens it, with the same result, since the limit is a half too.
+    limits = re.findall(r"min\.NaN\.(?:f32|b?f16)(x2)?\s", ptx)
+    assert sum(2 if pair else 1 for pair in limits) >= paths
     # A loss is added in float64, and widened without a rounding.
     assert ptx.count("cvt.f64.f32") >= (paths if "sums" in CALLS[call] else 0)
 
