@@ -115,10 +115,11 @@ goals: build ## the rows that have a goal on a CPU, met or missed
 sweep: build ## never slower than torch? all sizes, dtypes and layouts; half an hour
 	$(BIN)/python -m bench --sweep --time-limit 1800
 
-PROCESSES ?= 8
-ALLOCATORS ?= glibc
-fresh: build ## never slower than torch in a process of its own? a quarter of an hour an allocator
-	$(BIN)/python -m bench.fresh_processes --processes $(PROCESSES) --allocators $(ALLOCATORS)
+# PROCESSES of each side for a row; ALLOCATORS of those that are installed, in place of all.
+PROCESSES ?= 5
+ALLOCATORS ?=
+fresh: build ## never slower than torch in a process of its own, with any allocator? 20 minutes
+	$(BIN)/python -m bench.fresh_processes --processes $(PROCESSES) $(if $(ALLOCATORS),--allocators $(ALLOCATORS))
 
 company: build ## gradients before nn.BCELoss, trainings with wrong labels: recorded anew; 2 minutes
 	$(BIN)/python -m examples.loss_gradients --measure

@@ -367,6 +367,8 @@ def fresh_processes(extent: str = "") -> str:
                 ours, torch = (median(rows[0], side, "page_faults") for side in ("ours", "torch"))
                 text += f"; {ours:,.0f} / {torch:,.0f} faults"
             heads = dict(zip(("work", "size", "threads"), (WORKS[key[0]], *key[1:]), strict=False))
+            # A row that another allocator has not is empty there.
+            heads |= dict.fromkeys(document["allocators"], "")
             lines.setdefault(key, heads)[allocator] = text
     names: dict[str, list[str]] = {}
     for name, run in document["allocators"].items():

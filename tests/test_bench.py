@@ -10,7 +10,6 @@ import itertools
 import json
 import mmap
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count, product
@@ -22,7 +21,6 @@ import torch
 import fused_sigmoid
 from bench import (
     buffers,
-    fresh_processes,
     goals,
     layouts,
     machine,
@@ -568,78 +566,3 @@ def test_tables_are_as_wide_as_the_terminal(columns: int, monkeypatch: pytest.Mo
         tables = [line for line in text().splitlines() if "  " in line and "rows" not in line]
         assert max(map(len, tables)) <= columns
         assert len(text().splitlines()) >= len(whole.splitlines())
-
-
-# What has a record of its own
-
-
-def fresh_row(*ours: float, allocator: str = "glibc") -> fresh_processes.Row:
-    def processes(seconds: tuple[float, ...], page_faults: float) -> list[dict[str, float]]:
-        return [{"seconds": one, "page_faults": page_faults} for one in seconds]
-
-    cell = {"allocator": allocator, "work": "pair", "elements": 2**18, "threads": 2}
-    torchs = processes((1.0, 1.2, 0.9)[: len(ours)], 480.0)
-    return {**cell, "ours": processes(ours, 0.0), "torch": torchs}
-
-
-def test_a_slow_process_misses_the_goal_whatever_the_median() -> None:
-    noise = fresh_processes.NOISE
-    for ours, fast in (
-        ((0.5, 0.5, 1 + noise), 3),
-        ((0.5, 0.5, 1.01 + noise), 2),
-        # Torch's second process was slow, and so was the machine, it seems; its third was not.
-        ((0.5, 1.2 + noise, 0.5), 3),
-        ((0.5, 0.5, 1.2 + noise), 2),
-    ):
-        assert fresh_processes.fast_processes(fresh_row(*ours)) == fast
-    shown = fresh_processes.table([fresh_row(0.5, 0.5, 2.0)]).splitlines()[2]
-    assert " ".join(shown.split()) == "glibc pair 2 256 Ki 2.00 2 of 3 0 / 480"
-
-
-@pytest.mark.parametrize(("seconds", "status"), [(0.5, 0), (1.5, 1)])
-def test_fresh_processes_are_kept_by_allocator_and_judged(
-    seconds: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fresh_processes, "RECORD", tmp_path / "fresh_processes.json")
-
-    def measured(allocator: str, processes: int) -> list[fresh_processes.Row]:
-        return [fresh_row(*[seconds] * processes, allocator=allocator)]
-
-    monkeypatch.setattr(fresh_processes, "measure", measured)
-    assert fresh_processes.main(["--allocators", "mimalloc", "--processes", "2"]) == status
-    assert fresh_processes.main(["--processes", "3"]) == status
-    stored = json.loads(fresh_processes.RECORD.read_text())["allocators"]
-    assert {name: len(run["rows"][0]["ours"]) for name, run in stored.items()} == {
-        "glibc": 3,
-        "mimalloc": 2,
-    }
-    assert list(stored) == ["glibc", "mimalloc"]
-
-
-@pytest.mark.parametrize("side", ["ours", "torch"])
-def test_a_work_alone_in_a_process(side: str) -> None:
-    cell = {"allocator": "glibc", "work": "training", "elements": 64, "threads": 1}
-    found = fresh_processes.in_a_process(cell, side)
-    assert found["seconds"] > 0
-    assert found["page_faults"] >= 0
-    for work in fresh_processes.WORKS:
-        fresh_processes.call_of(side, work, 64)()
-
-
-def test_an_allocator_that_is_not_there_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fresh_processes.ALLOCATORS, "jemalloc", "libof_nobody.so")
-    cell = {"allocator": "jemalloc", "work": "pair", "elements": 64, "threads": 1}
-    with pytest.raises(RuntimeError, match="libof_nobody"):
-        fresh_processes.in_a_process(cell, "torch")
-
-
-def test_torch_is_alone_in_its_process() -> None:
-    program = "import sys; from bench.fresh_processes import call_of; call_of('torch', 'pair', 9)()"
-    program += "; sys.exit('fused_sigmoid' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], cwd=fresh_processes.ROOT, check=True)
-
-
-def test_calls_are_warmed_up_then_counted() -> None:
-    calls: list[None] = []
-    fresh_processes.measure_alone(lambda: calls.append(None))
-    assert len(calls) > fresh_processes.WARM_UP_CALLS + fresh_processes.LEAST_CALLS
