@@ -529,6 +529,8 @@ LONG_CHECKS = {
     "large_steps": "{calls:,} steps of {elements:,} elements: memory grew by {grown:,.0f} KiB",
     "training": "{steps:,} training steps beside nn.Sigmoid: losses within"
     " {largest_relative_difference:.1e}",
+    "training_before_bce": "{steps:,} training steps, nn.BCELoss behind the sigmoid: losses within"
+    " {largest_relative_difference:.1e}",
 }
 
 

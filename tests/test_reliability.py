@@ -45,7 +45,7 @@ def test_the_recorded_runs_are_full() -> None:
     assert long["threads"]["seconds"] >= 600
     assert long["small_calls"]["calls"] >= 10**6
     assert long["large_steps"]["calls"] >= 10**3
-    assert long["training"]["steps"] >= 10**4
+    assert all(long[name]["steps"] >= 10**4 for name in load.CRITERIA)
     assert load.failures(long) == []
     planted = [each["defect"] for each in FIGURES["defects"]["planted"]]
     assert planted == [defect.name for defect in DEFECTS]
@@ -61,6 +61,7 @@ def test_the_recorded_runs_are_full() -> None:
         ("training", "largest_relative_difference", 0.1),
         ("training", "largest_relative_difference", float("nan")),
         ("training", "last_loss", 10.0),
+        ("training_before_bce", "largest_relative_difference", 0.1),
     ],
 )
 def test_load_has_bad_verdicts(section: str, key: str, bad: float) -> None:
@@ -73,7 +74,9 @@ def test_short_loads() -> None:
     threads = load.threads(count=4, seconds=0.5)
     assert threads["calls"] > 0
     assert threads["wrong"] == 0
-    assert load.training(steps=30)["largest_relative_difference"] < load.ALLOWED_DIFFERENCE
+    for criterion in load.CRITERIA.values():
+        curve = load.training(criterion, steps=30)
+        assert curve["largest_relative_difference"] < load.ALLOWED_DIFFERENCE
     for steps in (load.SMALL_CALLS, [load.large_step]):
         found = load.memory(calls=60, elements=8, warm_up=12, steps=steps)
         assert found["resident_bytes_before"] > 0
@@ -81,7 +84,8 @@ def test_short_loads() -> None:
 
 def test_threads_count_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "sigmoid_", lambda input: input.zero_())
-    assert load.threads(count=2, seconds=0.3)["wrong"] > 0
+    # As many as there are ways before that one: the last begins with it, however slow the machine.
+    assert load.threads(count=5, seconds=0.3)["wrong"] > 0
 
 
 def test_memory_sees_what_is_kept() -> None:
