@@ -31,8 +31,9 @@ demo: build ## train on real data with both sigmoids, then the quick benchmark
 	$(BIN)/python examples/binary_classification.py
 	$(BIN)/python -m bench --quick
 
-# A process for each core, but no more than 8, since each imports torch; a file's tests in one.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# A process for each core, but no more than 8, since each imports torch; a file's tests in one. Files
+# in their order, in which those of few but long tests are not the last.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: build ## the suite, in 5 to 8 minutes
 	$(PYTEST)
 

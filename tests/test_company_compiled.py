@@ -195,8 +195,17 @@ def test_loss_alone(part: list[str]) -> None:
     _check(cases, [leaf.grad for leaf in leaves], sees_loss=False)
 
 
-@pytest.mark.parametrize("act", ["function", "module", "derivative", "value of the pair"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "act"),
+    parameters.chosen(
+        itertools.product(
+            [torch.float32, torch.bfloat16],
+            ["function", "module", "derivative", "value of the pair"],
+        ),
+        lambda dtype, act: dtype == torch.float32 or act == "function",
+    ),
+    ids=str,
+)
 def test_sigmoid_alone(dtype: torch.dtype, act: str) -> None:
     """The losses are outside. Behind a gate another sigmoid is compiled, which may be a loss as
     far as is seen: their gates have no worse tail than with nn.Sigmoid."""
@@ -356,11 +365,14 @@ def _compiled_autograd(backend: str = "aot_eager") -> Any:
 
 @pytest.mark.parametrize(
     ("dtype", "act"),
-    [
-        (torch.float32, "function"),
-        (torch.float32, "value of the pair"),
-        (torch.bfloat16, "derivative"),
-    ],
+    parameters.chosen(
+        [
+            (torch.float32, "function"),
+            (torch.float32, "value of the pair"),
+            (torch.bfloat16, "derivative"),
+        ],
+        lambda dtype, _: dtype == torch.bfloat16,
+    ),
     ids=str,
 )
 def test_compiled_autograd(dtype: torch.dtype, act: str) -> None:
@@ -427,7 +439,11 @@ INDUCTOR = (
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_inductor(dtype: torch.dtype) -> None:
     cases = _cases(INDUCTOR, dtype)
     leaves = _leaves(cases)
