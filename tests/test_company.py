@@ -597,6 +597,21 @@ def test_one_pass_from_two_losses() -> None:
     judge("BCE beside MSE", _grad_of(leaf), of)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_losses_that_divide_differently_get_torchs_product(order: int) -> None:
+    """No one factor undoes the division of a float32 and that of the half it was rounded to."""
+    x, t = numbers(torch.float32)
+
+    def found_by(act: Activation) -> Tensor:
+        leaf = _leaf(x)
+        y = act(leaf)
+        losses = [bce(y, t), bce(y.half().float(), t)][::order]
+        return torch.autograd.grad(losses[0] + losses[1], leaf)[0]
+
+    assert oracle.same_bits(found_by(sigmoid), found_by(Product.apply))
+    assert not oracle.same_bits(found_by(Product.apply), found_by(ExactSigmoid.apply))
+
+
 @every_dtype
 def test_the_gradient_handed_to_the_output_is_taken_as_it_is(dtype: torch.dtype) -> None:
     """y.backward(grad), as today."""
