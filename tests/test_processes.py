@@ -222,6 +222,19 @@ class Gates(Dataset[Tensor]):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_data_loader(method: str) -> None:
+    """Of a process that did nothing before: autograd refuses to run where its threads are those of
+    the process that it was forked from."""
+    program = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import test_processes"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; test_processes.load_by_workers({method!r})"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def load_by_workers(method: str) -> None:
     # The parent's threads have run before the fork.
     sigmoid(torch.randn(LARGE))
     loader = DataLoader(Gates(), num_workers=2, multiprocessing_context=method, timeout=SECONDS)

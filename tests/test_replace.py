@@ -9,6 +9,8 @@ import functools
 import io
 import logging
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -919,6 +921,19 @@ class Gradients(Dataset[Tensor]):
 
 
 def test_override_holds_in_forked_workers() -> None:
+    """Forked from a process that did nothing before: autograd refuses to run where its threads
+    are those of another, which it may have started for any test."""
+    program = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import test_replace"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; test_replace.see_what_workers_compute()"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def see_what_workers_compute() -> None:
     loader = DataLoader(
         Gradients(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
     )
