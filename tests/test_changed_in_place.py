@@ -202,7 +202,7 @@ _WRONG_WITH_TORCHS_TOO = pytest.mark.xfail(
 )
 
 
-@pytest.mark.parametrize("name", ["auto", "torch"])
+@pytest.mark.parametrize("name", ["auto", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "program",
     [

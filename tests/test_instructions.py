@@ -43,6 +43,7 @@ def test_kernels_execute_the_recorded_instructions() -> None:
     assert not moved, "\n".join([*moved, "if meant: python -m tools.instructions --write"])
 
 
+@pytest.mark.slow
 def test_two_operations_more_are_noticed_in_every_kernel_that_has_it(tmp_path: Path) -> None:
     csrc = tmp_path / "csrc"
     shutil.copytree(instructions.CSRC, csrc)
