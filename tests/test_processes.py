@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import oracle
+import own_process
 import pytest
 import torch
 import torch.distributed as dist
@@ -222,16 +223,7 @@ class Gates(Dataset[Tensor]):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_data_loader(method: str) -> None:
-    """Of a process that did nothing before: autograd refuses to run where its threads are those of
-    the process that it was forked from."""
-    program = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import test_processes"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}; test_processes.load_by_workers({method!r})"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    own_process.call("test_processes", f"load_by_workers({method!r})")
 
 
 def load_by_workers(method: str) -> None:

@@ -9,8 +9,6 @@ import functools
 import io
 import logging
 import pickle
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import oracle
+import own_process
 import pytest
 import torch
 from torch import Tensor, nn
@@ -921,16 +920,7 @@ class Gradients(Dataset[Tensor]):
 
 
 def test_override_holds_in_forked_workers() -> None:
-    """Forked from a process that did nothing before: autograd refuses to run where its threads
-    are those of another, which it may have started for any test."""
-    program = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import test_replace"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}; test_replace.see_what_workers_compute()"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    own_process.call("test_replace", "see_what_workers_compute()")
 
 
 def see_what_workers_compute() -> None:

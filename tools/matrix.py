@@ -17,9 +17,10 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bench import machine, results
+from fused_sigmoid import _terminal
 
 FOLDER = machine.ROOT / ".matrix"
 RECORD = results.FOLDER / "compatibility.json"
@@ -103,11 +104,6 @@ def release(version: str) -> list[int]:
     return [int(number) for number in version.split(".")]
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def pair(text: str) -> tuple[str, str]:
     found = re.fullmatch(r"(3\.\d+):(\d+\.\d+\.\d+)", text)
     if found is None:
@@ -118,7 +114,7 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def main() -> int:
-    parser = Parser(
+    parser = _terminal.Parser(
         prog="python -m tools.matrix", description="Run the suite in other environments."
     )
     add = parser.add_argument
