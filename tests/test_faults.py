@@ -225,6 +225,14 @@ def test_end_of_the_interpreter_with_graphs_alive() -> None:
 # What the operating system refuses
 
 
+def built(program: str, folder: Path) -> str:
+    """A library of C to be loaded before all others."""
+    source, library = folder / "first.c", folder / "first.so"
+    source.write_text(program)
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library], check=True)
+    return str(library)
+
+
 REFUSING = """
 #define _GNU_SOURCE
 #include <errno.h>
@@ -243,20 +251,18 @@ int madvise(void* address, size_t length, int advice) {
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD and madvise")
 def test_huge_pages_that_are_refused(tmp_path: Path) -> None:
-    source, library = tmp_path / "refusing.c", tmp_path / "refusing.so"
-    source.write_text(REFUSING)
-    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library], check=True)
+    library = built(REFUSING, tmp_path)
     program = """
 x = torch.full((1 << 22,), 2.0)
 for result in (sigmoid(x), *sigmoid_with_derivative(x)[:1]):
     assert right(result, x)
     os.write(1, b"right\\n")
 """
-    lines = finish(start(program, LD_PRELOAD=str(library))).split()
+    lines = finish(start(program, LD_PRELOAD=library)).split()
     # Both calls asked, were refused and went on.
     assert lines.count("right") == 2
     assert lines.count("refused") >= 2
-    quiet = finish(start(program, LD_PRELOAD=str(library), FUSED_SIGMOID_HUGEPAGES="0"))
+    quiet = finish(start(program, LD_PRELOAD=library, FUSED_SIGMOID_HUGEPAGES="0"))
     assert quiet.split() == ["right", "right"]
 
 
@@ -310,6 +316,70 @@ def test_malloc_keeps_freed_memory_from_the_first_large_output_on(work: str) -> 
 def test_malloc_is_left_alone(name: str, value: str) -> None:
     program = MAPPED.replace("WORK", LARGE_OUTPUTS["pair"])
     assert finish(start(program, **{name: value})).split() == ["True", "True"]
+
+
+# What jemalloc answers of the arena of a thread, each of which has its own here.
+ARENAS = """
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static __thread size_t limit;
+
+int mallctl(const char* name, void* value, size_t* bytes, void* changed, size_t changed_bytes) {
+  unsigned arena = 3;
+  const char* is_set = getenv("OVERSIZE_THRESHOLD");
+  if (limit == 0) limit = is_set ? atol(is_set) : 8 << 20;
+  if (strcmp(name, "thread.arena") == 0) return memcpy(value, &arena, *bytes), 0;
+  if (strcmp(name, "arena.3.oversize_threshold") != 0) return 2;
+  if (value) memcpy(value, &limit, *bytes);
+  if (changed) memcpy(&limit, changed, changed_bytes);
+  return 0;
+}
+"""
+OVERSIZE = """
+import ctypes
+import threading
+
+library = ctypes.CDLL(None)
+
+def read(name, kind):
+    value, size = kind(), ctypes.c_size_t(ctypes.sizeof(kind))
+    assert library.mallctl(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0) == 0
+    return value.value
+
+def say():
+    print(read(f"arena.{read('thread.arena', ctypes.c_uint)}.oversize_threshold", ctypes.c_size_t))
+
+def work():
+    sigmoid(torch.zeros((1 << 18) - 1))
+    say()
+    sigmoid(torch.zeros(1 << 18))
+    say()
+
+for _ in range(2):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD")
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        ({}, [8 << 20, 64 << 20]),
+        ({"FUSED_SIGMOID_KEEPFREED": "0"}, [8 << 20, 8 << 20]),
+        ({"OVERSIZE_THRESHOLD": "4000000"}, [4000000, 4000000]),
+    ],
+)
+def test_jemalloc_keeps_freed_memory_in_each_thread_that_has_large_outputs(
+    variable: dict[str, str], expected: list[int], tmp_path: Path
+) -> None:
+    said = finish(start(OVERSIZE, LD_PRELOAD=built(ARENAS, tmp_path), **variable))
+    assert [int(line) for line in said.split()] == 2 * expected
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@
 #include <sys/mman.h>
 #endif
 
+// Of jemalloc, where that is the process's malloc.
+extern "C" [[gnu::weak]] int mallctl(const char* name, void* value, size_t* bytes, void* new_value,
+                                     size_t new_bytes);
+
 namespace fused_sigmoid {
 namespace {
 
@@ -16,6 +20,7 @@ constexpr size_t KiB = size_t{1} << 10, MiB = size_t{1} << 20;
 
 // Below, what torch's import has freed keeps glibc's threshold above two outputs.
 constexpr size_t kept_from = 1 * MiB;
+constexpr size_t kept_up_to = 64 * MiB;
 // Below, malloc mostly reuses memory that is mapped already, and a call to the system gains
 // nothing.
 constexpr size_t huge_pages_from = 4 * MiB;
@@ -46,9 +51,21 @@ bool uses_huge_pages() {
 // not if either was set. Nothing is written to the chunk, so that it costs no memory; without
 // volatile the compiler leaves both calls out.
 bool raise_trim_threshold() {
-  void* volatile chunk = std::malloc(32 * MiB - 64 * KiB);
+  void* volatile chunk = std::malloc(kept_up_to / 2 - 64 * KiB);
   std::free(chunk);
   return true;
+}
+
+// jemalloc gives adjacent free memory back at once from this size on, which is 8 MiB if nobody set
+// it. It is a setting of the arena, which threads may share.
+bool raise_oversize_threshold() {
+  unsigned arena;
+  size_t arena_bytes = sizeof(arena), set, set_bytes = sizeof(set);
+  if (mallctl == nullptr || mallctl("thread.arena", &arena, &arena_bytes, nullptr, 0)) return false;
+  const std::string name = "arena." + std::to_string(arena) + ".oversize_threshold";
+  if (mallctl(name.c_str(), &set, &set_bytes, nullptr, 0) || set != 8 * MiB) return false;
+  size_t raised = kept_up_to;
+  return mallctl(name.c_str(), nullptr, nullptr, &raised, sizeof(raised)) == 0;
 }
 
 void advise_huge_pages(void* begin, size_t bytes) {
@@ -69,7 +86,8 @@ void advise_huge_pages(void* begin, size_t bytes) {
 void prepare_fresh_memory(void* begin, size_t bytes) {
   if (bytes < kept_from) return;
   static const bool raised = keeps_freed() && raise_trim_threshold();
-  (void)raised;
+  static thread_local const bool raised_here = keeps_freed() && raise_oversize_threshold();
+  (void)raised, (void)raised_here;
   if (bytes >= huge_pages_from && uses_huge_pages()) advise_huge_pages(begin, bytes);
 }
 
