@@ -68,7 +68,7 @@ fuzz: build ## kernels under libFuzzer, the Python face by hypothesis and progra
 load: build ## threads, calls and training steps for a quarter of an hour, results checked
 	$(BIN)/python -m tools.load --write
 
-defects: build ## plant known defects in copies and see which check sees which; most of an hour
+defects: build ## plant known defects in copies and see which check sees which; 20 minutes
 	$(BIN)/python -m tools.defects --write
 
 # pip-audit has an environment of its own: it would put its dependencies into the lock. Without

@@ -1,5 +1,5 @@
 """Plants known defects in a throw-away copy, one after another, and sees which check catches each;
-ends with an error if one goes unseen. Most of an hour of two cores.
+ends with an error if one goes unseen. Twenty minutes of two cores.
 
     python -m tools.defects [--only WORDS | --write]
 
