@@ -49,7 +49,7 @@ test-matrix: build ## the suite with other releases of torch and Python
 	$(BIN)/python -m tools.matrix $(MATRIX)
 
 # The torch-free kernels under sanitizers, three minutes of two cores; needs g++ alone. ONE_IN=8 runs
-# an eighth of the trials, chosen at random, in one and a half.
+# an eighth of the trials, always the same, in one and a half.
 ONE_IN ?= 1
 sanitize: $(VENV)/.environment ## the kernels under address, undefined-behaviour and thread sanitizers
 	$(BIN)/python -m tests.native.run sanitize --one-in $(ONE_IN)

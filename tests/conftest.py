@@ -139,6 +139,9 @@ def one_thread(restored_threads: None) -> None:
 
 
 @pytest.fixture(autouse=True)
-def without_a_terminal_s_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of the suite are told one, and tables would be cut to it."""
-    monkeypatch.delenv("COLUMNS", raising=False)
+def without_the_user_s_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test starts have malloc as it is by itself. Workers of the suite are told a
+    terminal's width, and tables would be cut to it."""
+    settings = ("COLUMNS", "MALLOC_", "GLIBC_TUNABLES", "FUSED_SIGMOID_KEEP", "FUSED_SIGMOID_HUGE")
+    for name in [name for name in os.environ if name.startswith(settings)]:
+        monkeypatch.delenv(name)

@@ -9,8 +9,10 @@ import pytest
 
 
 def chosen(values: Iterable[tuple[Any, ...]], is_in_suite: Callable[..., bool]) -> list[Any]:
-    """The ``values`` as parameters, slow where they are not in the suite: what differs from others
-    by a dtype or an architecture alone, and is seen with those."""
+    """The ``values`` as parameters. Those that are not in the suite are marked slow: each is like
+    one in it but for a dtype, an architecture, a layout or a seed."""
+    values = list(values)
+    assert any(is_in_suite(*each) for each in values)
     return [
         pytest.param(*each, marks=() if is_in_suite(*each) else pytest.mark.slow) for each in values
     ]

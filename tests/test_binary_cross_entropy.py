@@ -743,9 +743,11 @@ def test_scripted_in_a_model_that_computes_with_the_loss() -> None:
             return self.criterion(x, t) * 2
 
     x, t, w, p = torch.randn(5), *(torch.rand(5) for _ in range(3))
-    scripted = torch.jit.script(Model(FusedBCEWithLogitsLoss(w, pos_weight=p, reduction="sum")))
-    expected = F.binary_cross_entropy_with_logits(x, t, w, pos_weight=p, reduction="sum") * 2
-    torch.testing.assert_close(scripted(x, t), expected)
+    weighted: dict[str, Any] = {"weight": w, "pos_weight": p, "reduction": "sum"}
+    for others in ({}, weighted):
+        scripted = torch.jit.script(Model(FusedBCEWithLogitsLoss(**others)))
+        expected = F.binary_cross_entropy_with_logits(x, t, **others) * 2
+        torch.testing.assert_close(scripted(x, t), expected)
 
 
 def test_exported() -> None:

@@ -161,7 +161,7 @@ def test_model_and_loss_in_pieces(name: str) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    # Which connections are compiled together says nothing of them: a third of all in the suite.
+    # A third of all connections is in the suite; with the loss inside, all are.
     parameters.chosen([(part,) for part in PARTS], lambda part: PARTS.index(part) % 3 == 0),
     ids=lambda part: f"{part[0]} ...",
 )

@@ -323,7 +323,9 @@ def test_every_order_of_dimensions(dtype: torch.dtype) -> None:
         assert oracle.same_bits(grad, derivative), where
 
 
+@pytest.mark.usefixtures("restored_threads")
 def test_rows_too_many_for_one_thread() -> None:
+    torch.set_num_threads(3)
     x = (4 * torch.randn(30_000, 4))[:, :2]
     expected = fused_sigmoid.sigmoid(x.contiguous())
     assert oracle.same_bits(fused_sigmoid.sigmoid(x), expected)

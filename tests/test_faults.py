@@ -8,7 +8,6 @@ What breaks a process for good runs in a process of its own, with a limit of tim
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -264,58 +263,6 @@ for result in (sigmoid(x), *sigmoid_with_derivative(x)[:1]):
     assert lines.count("refused") >= 2
     quiet = finish(start(program, LD_PRELOAD=library, FUSED_SIGMOID_HUGEPAGES="0"))
     assert quiet.split() == ["right", "right"]
-
-
-MAPPED = """
-import ctypes
-
-class Mallinfo(ctypes.Structure):
-    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
-
-library = ctypes.CDLL(None)
-library.mallinfo2.restype = Mallinfo
-
-def is_mapped(mebibytes):
-    # Whether malloc maps so much memory anew: of what it maps, it keeps nothing that is freed, but
-    # maps no more of that size.
-    before = library.mallinfo2().hblks
-    tensor = torch.empty(mebibytes << 18)
-    return library.mallinfo2().hblks > before
-
-sigmoid(torch.zeros((1 << 18) - 1))
-print(is_mapped(10))
-WORK
-print(is_mapped(20))
-"""
-LARGE_OUTPUTS = {
-    "value": "sigmoid(torch.zeros(1 << 18))",
-    "pair": "sigmoid_with_derivative(torch.zeros(1 << 18))",
-    "gradient": "sigmoid(torch.zeros(1 << 18, requires_grad=True)).sum().backward()",
-    "every other element": "sigmoid(torch.zeros(1 << 19)[::2])",
-}
-
-
-@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="mallinfo2 of glibc 2.33")
-@pytest.mark.parametrize("work", LARGE_OUTPUTS)
-def test_malloc_keeps_freed_memory_from_the_first_large_output_on(work: str) -> None:
-    program = MAPPED.replace("WORK", LARGE_OUTPUTS[work])
-    assert finish(start(program)).split() == ["True", "False"]
-
-
-@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="mallinfo2 of glibc 2.33")
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("FUSED_SIGMOID_KEEPFREED", "0"),
-        # A limit that the user has set stays.
-        ("MALLOC_TRIM_THRESHOLD_", "1000000"),
-        ("MALLOC_MMAP_THRESHOLD_", "1000000"),
-    ],
-)
-def test_malloc_is_left_alone(name: str, value: str) -> None:
-    program = MAPPED.replace("WORK", LARGE_OUTPUTS["pair"])
-    assert finish(start(program, **{name: value})).split() == ["True", "True"]
 
 
 # What jemalloc answers of the arena of a thread, each of which has its own here.

@@ -26,7 +26,7 @@ of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is abou
 MAPPED = """
 import ctypes
 import torch
-import fused_sigmoid
+from fused_sigmoid import *
 
 malloc = ctypes.CDLL(None).malloc
 malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
@@ -34,26 +34,51 @@ malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
 def is_mapped():
     return ctypes.c_size_t.from_address(malloc(20 << 20) - ctypes.sizeof(ctypes.c_size_t)).value & 2
 
-x = torch.zeros(2**18)
+sigmoid(torch.zeros(2**18 - 1))
 before = is_mapped()
-fused_sigmoid.sigmoid(x)
+WORK
 print(bool(before), bool(is_mapped()))
 """
+LARGE_OUTPUTS = {
+    "value": "sigmoid(torch.zeros(2**18))",
+    "pair": "sigmoid_with_derivative(torch.zeros(2**18))",
+    "gradient": "sigmoid(torch.zeros(2**18, requires_grad=True)).sum().backward()",
+    "every other element": "sigmoid(torch.zeros(2**19)[::2])",
+}
 
 
-@of_glibc
-def test_the_first_large_output_makes_malloc_keep_what_is_freed() -> None:
-    """In each process, whatever lies above the outputs in the heap: that decides in the next test
-    whether they would be given back without it, which is so in half of the processes."""
+def said_of_mapped(work: str, **variables: str) -> list[str]:
     done = subprocess.run(
-        (sys.executable, "-c", MAPPED),
+        (sys.executable, "-c", MAPPED.replace("WORK", LARGE_OUTPUTS[work])),
         cwd=fresh_processes.ROOT,
-        env={**os.environ, "LD_PRELOAD": ""},
+        env={**os.environ, "LD_PRELOAD": "", **variables},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["True", "False"]
+    return done.stdout.split()
+
+
+@of_glibc
+@pytest.mark.parametrize("work", LARGE_OUTPUTS)
+def test_the_first_large_output_makes_malloc_keep_what_is_freed(work: str) -> None:
+    """In each process, whatever lies above the outputs in the heap: that decides in the next test
+    but one whether they would be given back without it, which is so in half of the processes."""
+    assert said_of_mapped(work) == ["True", "False"]
+
+
+@of_glibc
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FUSED_SIGMOID_KEEPFREED", "0"),
+        # A limit that the user has set stays.
+        ("MALLOC_TRIM_THRESHOLD_", "1000000"),
+        ("MALLOC_MMAP_THRESHOLD_", "1000000"),
+    ],
+)
+def test_malloc_is_left_alone(name: str, value: str) -> None:
+    assert said_of_mapped("pair", **{name: value}) == ["True", "True"]
 
 
 @of_glibc

@@ -29,10 +29,7 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is b
 
 def _run_ranks(name: str, folder: Path) -> None:
     """Calls the function of this module in WORLD processes that know each other."""
-    code = (
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import test_processes as t;"
-        f"t._rank(t.{name}, int(sys.argv[1]), sys.argv[2])"
-    )
+    code = own_process.program("test_processes", f"run_rank({name!r}, *sys.argv[1:])")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
@@ -52,10 +49,11 @@ def _run_ranks(name: str, folder: Path) -> None:
     assert [rank.returncode for rank in ranks] == [0] * WORLD, "\n".join(outputs)
 
 
-def _rank(function: Callable[[int], None], rank: int, rendezvous: str) -> None:
+def run_rank(name: str, text: str, rendezvous: str) -> None:
+    rank = int(text)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD)
     try:
-        function(rank)
+        globals()[name](rank)
     finally:
         dist.destroy_process_group()
 
@@ -188,7 +186,7 @@ def sum_partial_tensors(rank: int) -> None:
         assert oracle.largest_error_in_ulp(gradient, oracle.derivative(exact)) < 8
 
 
-# What processes take to start is longer than the works.
+# To start the processes takes longer than the work.
 def train(rank: int) -> None:
     train_data_parallel(rank)
     train_fully_sharded(rank)

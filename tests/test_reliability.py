@@ -36,6 +36,7 @@ def test_a_defect_has_its_place(defect: defects.Defect) -> None:
 def test_the_recorded_runs_are_full() -> None:
     assert FIGURES["fuzz"]["kernel_executions"] >= 10**7
     assert set(FIGURES["sanitize"]) == set(run.SANITIZE)
+    assert all(found["kernel_executions"] >= 10**4 for found in FIGURES["sanitize"].values())
     assert set(FIGURES["arm"]) == set(run.ARM)
     for name, found in FIGURES["programs"].items():
         assert found["failures"] == 0
@@ -84,8 +85,8 @@ def test_short_loads() -> None:
 
 def test_threads_count_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "sigmoid_", lambda input: input.zero_())
-    # As many as there are ways before that one: the last begins with it, however slow the machine.
-    assert load.threads(count=5, seconds=0.3)["wrong"] > 0
+    # Each way is the first of some thread, and each thread calls once at least.
+    assert load.threads(count=len(load.WAYS), seconds=0)["wrong"] > 0
 
 
 def test_memory_sees_what_is_kept() -> None:
@@ -99,6 +100,26 @@ def test_memory_sees_what_is_kept() -> None:
     found = load.memory(calls=2, elements=8, warm_up=1, steps=[step])
     grown = found["resident_bytes_after"] - found["resident_bytes_before"]
     assert grown > load.ALLOWED_GROWTH
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--one-in 0", "--one-in"),
+        ("--one-in -1", "--one-in"),
+        ("--one-in 8 --write", "--write"),
+        ("--only threads --write", "--write"),
+        ("--only of-nobody", "--only"),
+    ],
+)
+def test_checks_that_would_run_nothing_or_record_a_part_are_refused(
+    words: str, named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "sanitize", pytest.fail)
+    monkeypatch.setattr("sys.argv", ["run", "sanitize", *words.split()])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run.main()
+    assert f"argument {named}: " in capsys.readouterr().err
 
 
 def test_fuzz_without_clang_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

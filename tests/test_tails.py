@@ -114,8 +114,8 @@ def test_torch_loses_half_gradients(dtype: torch.dtype, lost: int, first: float)
     assert _lost(_gradient(FusedSigmoid(), input), expected).sum() == 0
 
 
-# Every 512th bit pattern, 2**23 of them, from both ends of every binade; NaN and infinity apart.
-# What auto picks depends on the size and is one of the two.
+# Every 509th bit pattern, a prime so that all low bits come up; NaN and infinity apart. What auto
+# picks depends on the size and is one of the two.
 @pytest.mark.parametrize("saved", ["derivative", "input"])
 def test_no_float32_gradient_is_lost(saved: str) -> None:
     module, checked, torch_lost = FusedSigmoid(saved), 0, 0
@@ -123,16 +123,15 @@ def test_no_float32_gradient_is_lost(saved: str) -> None:
     end = 150 * math.log(2)
     for sign in (0, 2**31):
         for start in range(0, 0x7F800000, 2**26):
-            input = oracle.float32_patterns(
-                sign + start, sign + min(start + 2**26, 0x7F800000), 512
-            )
+            first, stop = sign + start, sign + min(start + 2**26, 0x7F800000)
+            input = oracle.float32_patterns(first + -first % 509, stop, 509)
             gradient = _gradient(module, input)
             visible = input.double().abs() < end
             assert ((gradient != 0) == visible).all()
             checked += len(input)
             if saved == "input":
                 torch_lost += int(((_gradient(nn.Sigmoid(), input) == 0) & visible).sum())
-    assert checked == 2 * 0x7F800000 // 512
+    assert checked >= 2 * 0x7F800000 // 509 - 2
     assert saved != "input" or torch_lost > 0.005 * checked
 
 

@@ -233,19 +233,19 @@ def test_places_in_rows_have_32_bits_and_offsets_64(compiled, name):
     assert added == ["i64"] * 2 * (KERNELS[name].reads + KERNELS[name].writes)
 
 
-@every_kernel
-def test_the_cache_is_asked_to_hold_an_input_that_is_kept(compiled, name):
-    ptx = compiled(name, "float32", 90)["ptx"]
+@every_compiled("float32")
+def test_the_cache_is_asked_to_hold_an_input_that_is_kept(compiled, name, dtype, capability):
+    ptx = compiled(name, dtype, capability)["ptx"]
     held = [line for line in _instructions(ptx) if "ld.global" in line and "evict_last" in line]
     loads = [line for line in _instructions(ptx) if "ld.global" in line]
     assert held == (loads if name == "value_of_kept" else [])
 
 
-@every_kernel
+@every_compiled("float32")
 @pytest.mark.parametrize("layout", [DENSE, ROWS])
-def test_parameters_are_those_that_the_extension_passes(compiled, name, layout):
+def test_parameters_are_those_that_the_extension_passes(compiled, name, dtype, capability, layout):
     # Pointers and numbers, then at most four pointers of Triton's own, 8 bytes each.
-    ptx = compiled(name, "float32", 90, layout)["ptx"]
+    ptx = compiled(name, dtype, capability, layout)["ptx"]
     entry = ptx[ptx.index(".entry") : ptx.index("\n{")]
     parameters = re.findall(r"\.param \.(\w+)", entry)
     tensors = [torch.zeros(8, 16)[:, ::2] for _ in range(KERNELS[name].reads)]
@@ -413,7 +413,9 @@ def test_what_is_not_whole_goes_by_elements_without_shared_memory(compiled, name
                 assert whole == expected
 
 
-@pytest.mark.parametrize("name", ["value_and_derivative", "backward"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("value", marks=pytest.mark.slow), "value_and_derivative", "backward"]
+)
 @every_dtype
 def test_small_blocks_compile(name, dtype, compiled):
     small = elementwise.blocks_for(DTYPES[dtype], 1).size

@@ -193,6 +193,25 @@ def test_in_place(layout: str, dtype: torch.dtype) -> None:
 
 
 @every_dtype
+@every_layout
+@pytest.mark.usefixtures("restored_threads")
+def test_threads_share_a_tensor(layout: str, dtype: torch.dtype) -> None:
+    """A worker of the suite may have one thread, which takes all of the tensors above."""
+    torch.set_num_threads(3)
+    case = _case(layout, dtype, SIZES[-1])
+    case.value.judge(sigmoid(case.input))
+    for truth, result in zip(
+        (case.value, case.derivative), sigmoid_with_derivative(case.input), strict=True
+    ):
+        truth.judge(result)
+    ones = torch.ones_like(case.input)
+    case.derivative.judge(torch.ops.fused_sigmoid.sigmoid_backward(ones, case.input))
+    if "expanded" not in layout:
+        case.value.judge(sigmoid(case.input, out=_copy(case.input).zero_()))
+        case.value.judge(sigmoid_(_copy(case.input)))
+
+
+@every_dtype
 def test_out_is_resized_and_converted_like_torch(dtype: torch.dtype) -> None:
     input = oracle.both_tails(12, dtype).reshape(3, 4).t()
     reference = oracle.value(oracle.exact(input))

@@ -90,7 +90,7 @@ def threads(count: int, seconds: float) -> dict[str, Any]:
 
     def work(thread: int) -> dict[str, int]:
         found = {"calls": 0, "elements": 0, "wrong": 0}
-        while time.monotonic() - began < seconds:
+        while found["calls"] == 0 or time.monotonic() - began < seconds:
             call = thread + found["calls"]
             # The step is a prime, so that each thread meets every case in every way.
             case = cases[call * 7 % len(cases)]

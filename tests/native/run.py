@@ -232,7 +232,7 @@ def same_bits(csrc: Path) -> dict[str, Any]:
     """The digests of all kernels on ARM, which have to be those of this machine's."""
     here = try_driver("bits", BITS, csrc)
     there = try_driver("arm bits", on_arm(BITS), csrc)
-    sets = digests(here, BITS.machine) | digests(there, on_arm(BITS).machine)
+    sets = digests(here, BITS.machine) | digests(there, f"emulated {on_arm(BITS).machine}")
     if different := differences(sets):
         raise SystemExit("\n".join(different))
     kernels = len(next(iter(sets.values())))
@@ -358,6 +358,8 @@ def main() -> None:
     csrc = chosen.csrc.resolve()
     if unknown := set(chosen.only or ()) - (ARM if chosen.what == "arm" else SANITIZE).keys():
         parser.error(f"{chosen.what} has no check {' or '.join(sorted(unknown))}")
+    if chosen.one_in < 1:
+        parser.error("argument --one-in: accepted are whole numbers from 1")
     if chosen.write and (chosen.only or chosen.one_in > 1):
         parser.error("argument --write: what is recorded is the whole of a check")
     checks = {
