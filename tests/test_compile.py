@@ -244,11 +244,16 @@ def test_ahead_of_time_package_runs_without_us(tmp_path: Path) -> None:
         package = str(tmp_path / "model.pt2")
         torch._inductor.aoti_compile_and_package(program, package_path=package)
         torch.save((input, model(input)), tmp_path / "data.pt")
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", RUN_PACKAGE, package, str(tmp_path / "data.pt")],
-        check=True,
+        check=False,
         cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
+    if "cannot enable executable stack" in done.stderr:
+        pytest.skip("glibc from 2.41 on does not load what torch packs")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

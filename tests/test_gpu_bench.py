@@ -46,7 +46,8 @@ def test_a_visit_without_a_gpu(stage: str, tmp_path: Path) -> None:
     assert all(" rc 0 " in found[name] for name in ("facts", "build", "info"))
     assert found["the rest"] == " skipped: torch sees no CUDA device"
     assert logs(tmp_path) >= {"facts.log", "build.log", "info.log"}
-    assert f"torch {torch.__version__}" in done.stdout
+    # What pip calls it may lack the part that names a CUDA.
+    assert f"torch {torch.__version__.partition('+')[0]}" in done.stdout
     assert "route on GPU" in done.stdout
 
 
