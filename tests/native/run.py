@@ -260,6 +260,17 @@ def arm(csrc: Path, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def try_target(program: Path, *arguments: str) -> str:
+    """What libFuzzer said."""
+    process = subprocess.run(
+        [program, *arguments], env=environment(), stderr=subprocess.PIPE, text=True, check=False
+    )
+    if process.returncode:
+        print(process.stderr[-5000:], file=sys.stderr)
+        raise SystemExit("the fuzz target failed; see above")
+    return process.stderr
+
+
 def fuzz(csrc: Path, executions: int) -> dict[str, Any]:
     """The coverage-guided target, from the corpus of earlier runs."""
     if shutil.which(FUZZ.compiler) is None:
@@ -270,19 +281,19 @@ def fuzz(csrc: Path, executions: int) -> dict[str, Any]:
     program = build("fuzz", FUZZ, csrc)
     corpus = BUILD.parent / "corpus"
     corpus.mkdir(exist_ok=True)
-    _, sets = shipped()
-    inputs = -(-executions // (len(sets) + 1))
+    # An input goes to each instruction set that this machine has.
+    sets = figures(try_target(program, "-runs=1"))["instruction_sets"].split()
     began = time.monotonic()
-    command = [program, corpus, f"-runs={inputs}", "-max_len=4096", "-print_final_stats=1"]
-    command.append(f"-artifact_prefix={BUILD}/")
-    process = subprocess.run(
-        command, env=environment(), stderr=subprocess.PIPE, text=True, check=False
+    said = try_target(
+        program,
+        str(corpus),
+        f"-runs={-(-executions // len(sets))}",
+        "-max_len=4096",
+        "-print_final_stats=1",
+        f"-artifact_prefix={BUILD}/",
     )
-    if process.returncode:
-        print(process.stderr[-5000:], file=sys.stderr)
-        raise SystemExit("the fuzz target failed; see above")
-    covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", process.stderr)[-1]
-    found = figures(process.stderr)
+    covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", said)[-1]
+    found = figures(said)
     found |= dict(zip(("covered_edges", "features", "corpus"), map(int, covered), strict=True))
     found["compiler"] = subprocess.run(
         [FUZZ.compiler, "--version"], capture_output=True, text=True, check=True
