@@ -108,30 +108,39 @@ def bfloat16_conversion(interpreter, tl, original):
     return convert
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    """A private interpreted copy of the kernels, on an interpreter that computes as a GPU does, and
-    the operators as they run it on CUDA, by their names.
-
-    Triton 3.6 and 3.7 interpret fma as a product and a sum, cut float32 to bfloat16 instead of
-    rounding it, and read bfloat16 subnormals wrong.
-    """
+def compute_as_a_gpu(patch):
+    """Triton 3.6 and 3.7 interpret fma as a product and a sum, cut float32 to bfloat16 instead of
+    rounding it, and read bfloat16 subnormals wrong. NumPy 2.5 refuses how 3.6 turns an array of one
+    number into that number."""
     import triton.language as tl
     from triton.runtime import interpreter
 
+    builder, patch_tensor = interpreter.interpreter_builder, interpreter._patch_lang_tensor
+    patch.setattr(builder, "create_fma", fused_multiply_add(interpreter))
+    for name in ("create_fp_ext", "create_fp_trunc"):
+        original = getattr(builder, name)
+        patch.setattr(builder, name, bfloat16_conversion(interpreter, tl, original))
+
+    def patch_tensor_and_index(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    patch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """A private interpreted copy of the kernels, on an interpreter that computes as a GPU does, and
+    the operators as they run it on CUDA, by their names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # read when the module is, and by @triton.jit
         module = private_kernels.load("interpreted_kernels")
     for name in OPERATORS:
         operator = getattr(torch.ops.fused_sigmoid, name).default
         setattr(module, name, functools.partial(operator.redispatch, CUDA))
-    builder = interpreter.interpreter_builder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(function, "triton_kernels", lambda: module.KERNELS)
-        patch.setattr(builder, "create_fma", fused_multiply_add(interpreter))
-        for name in ("create_fp_ext", "create_fp_trunc"):
-            original = getattr(builder, name)
-            patch.setattr(builder, name, bfloat16_conversion(interpreter, tl, original))
+        compute_as_a_gpu(patch)
         with np.errstate(all="ignore"):  # signalling NaN and overflows are among the inputs
             yield module
 
