@@ -56,16 +56,20 @@ bool raise_trim_threshold() {
   return true;
 }
 
-// jemalloc gives adjacent free memory back at once from this size on, which is 8 MiB if nobody set
-// it. It is a setting of the arena, which threads may share.
+// jemalloc gives adjacent free memory back at once from this size on. It is a setting of the arena,
+// which threads may share. The first arena has jemalloc's own 8 MiB whatever the user has set, so
+// that the option is asked for too.
 bool raise_oversize_threshold() {
+  const auto is_by_default = [](const std::string& name) {
+    size_t set, bytes = sizeof(set);
+    return mallctl(name.c_str(), &set, &bytes, nullptr, 0) == 0 && set == 8 * MiB;
+  };
   unsigned arena;
-  size_t arena_bytes = sizeof(arena), set, set_bytes = sizeof(set);
-  if (mallctl == nullptr || mallctl("thread.arena", &arena, &arena_bytes, nullptr, 0)) return false;
+  size_t bytes = sizeof(arena), raised = kept_up_to;
+  if (mallctl == nullptr || mallctl("thread.arena", &arena, &bytes, nullptr, 0)) return false;
   const std::string name = "arena." + std::to_string(arena) + ".oversize_threshold";
-  if (mallctl(name.c_str(), &set, &set_bytes, nullptr, 0) || set != 8 * MiB) return false;
-  size_t raised = kept_up_to;
-  return mallctl(name.c_str(), nullptr, nullptr, &raised, sizeof(raised)) == 0;
+  return is_by_default("opt.oversize_threshold") && is_by_default(name) &&
+         mallctl(name.c_str(), nullptr, nullptr, &raised, sizeof(raised)) == 0;
 }
 
 void advise_huge_pages(void* begin, size_t bytes) {
