@@ -640,7 +640,9 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(compiled, call
 # Of one block without a mask, for compute capability 9.0; seen are up to 59.7, 67, 44.7 (45.3 with
 # Triton 3.6), 69.8 and 38.4. An H100 is free to execute 106 for an element of float32, and 53 for
 # one of a half, while it moves the memory of "training".
-INSTRUCTIONS = {"training": 60, "weighted": 68, "loss": 46, "none": 70, "backward": 39}
+INSTRUCTIONS = {"training": 60, "weighted": 68, "loss": 45, "none": 70, "backward": 39}
+if triton.__version__.startswith("3.6."):
+    INSTRUCTIONS["loss"] = 46
 
 
 @every_call
