@@ -39,7 +39,7 @@ def logs(folder: Path) -> set[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU, which it would measure")
-@pytest.mark.parametrize("stage", ["first", "second"])
+@pytest.mark.parametrize("stage", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_a_visit_without_a_gpu(stage: str, tmp_path: Path) -> None:
     done = visit(stage, tmp_path, PYTHON=sys.executable)
     assert done.returncode == 0, done.stdout + done.stderr

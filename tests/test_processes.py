@@ -252,38 +252,43 @@ def test_many_threads_with_policies_of_their_own() -> None:
         assert all(pool.map(work, range(len(policies)), timeout=SECONDS))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux lists them")
-@pytest.mark.parametrize(
-    "call",
-    [
-        "sigmoid(x)",
-        "sigmoid(x, out=y)",
-        "sigmoid(x.t())",
-        "sigmoid(x[:, ::2])",
-        "sigmoid_(x)",
-        "sigmoid_with_derivative(x)",
-        "sigmoid_(x.requires_grad_().clone())",
-        "torch.ops.fused_sigmoid.sigmoid_backward(y, x)",
-    ],
+LARGE_CALLS = (
+    "sigmoid(x)",
+    "sigmoid(x, out=y)",
+    "sigmoid(x.t())",
+    "sigmoid(x[:, ::2])",
+    "sigmoid_(x)",
+    "sigmoid_with_derivative(x)",
+    "sigmoid_(x.requires_grad_().clone())",
+    "torch.ops.fused_sigmoid.sigmoid_backward(y, x)",
 )
-def test_large_tensors_go_to_the_threads_of_torch(call: str) -> None:
-    # torch makes its threads when it first has work for them.
-    code = f"""
-import os, torch
+
+# torch makes its threads when it first has work for them: each call is a forked process's first.
+COUNT_THREADS = """
+import os, sys, torch
 from fused_sigmoid import *
 torch.set_num_threads(3)
 x, y = torch.empty(512, 512), torch.empty(512, 512)
-before = len(os.listdir("/proc/self/task"))
-{call}
-print(len(os.listdir("/proc/self/task")) - before)
+for call in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        before = len(os.listdir("/proc/self/task"))
+        eval(call)
+        print(call, len(os.listdir("/proc/self/task")) - before, sep=": ", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux lists them")
+def test_large_tensors_go_to_the_threads_of_torch() -> None:
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("OMP_")}
     found = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", COUNT_THREADS, *LARGE_CALLS],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
         timeout=SECONDS,
     )
-    assert found.stdout.strip() == "2"
+    assert found.stdout.splitlines() == [f"{call}: 2" for call in LARGE_CALLS]
