@@ -15,6 +15,7 @@ for needed in ("matplotlib", "pandas", "tabulate"):
     pytest.importorskip(needed)
 
 import matplotlib  # noqa: E402
+import torch  # noqa: E402
 
 from bench import pages, results  # noqa: E402
 from bench.results import Cell, Result, Row, Spread  # noqa: E402
@@ -175,6 +176,15 @@ def test_the_committed_pictures_are_what_the_committed_results_give(tmp_path: Pa
         new = tmp_path / committed.name
         pages.draw_speed(committed.stem.removeprefix("speed-"), new)
         assert new.read_bytes() == committed.read_bytes(), "run make figures"
+
+
+def test_what_the_readme_shows_runs_in_its_order() -> None:
+    text = (pages.ROOT / "README.md").read_text(encoding="utf-8")
+    # What a reader has of a model and of data.
+    names: dict[str, object] = {"logits": torch.zeros(3), "labels": torch.ones(3)}
+    for program in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S):
+        exec(program, names)
+    assert names["probability"].tolist() == [0.5] * 3  # type: ignore[attr-defined]
 
 
 def test_a_reader_finds_pages_short_and_results_small() -> None:
