@@ -52,9 +52,12 @@ BROKEN = (
     *("BCE, boolean index", "BCE, masked_select", "Gaussian NLL with variance 1 - y"),
     "ContinuousBernoulli",
 )
-# Compiled by torch 2.11, a hook is a custom Function, which gets nn.Sigmoid's gradient, and the
-# gradient of cumprod is NaN beside a 0.
-LOST = ("BCE, hooks on the output", "survival, cumprod") if torch.__version__ < "2.12" else ()
+# Compiled by torch before 2.13, a hook is a custom Function, which gets nn.Sigmoid's gradient;
+# before 2.12, the gradient of cumprod is NaN beside a 0.
+LOST = [
+    *(["BCE, hooks on the output"] if torch.__version__ < (2, 13) else []),
+    *(["survival, cumprod"] if torch.__version__ < (2, 12) else []),
+]
 WHOLE = [name for name in TABLE if name not in (*BROKEN, *LOST)]
 # That are compiled as one function.
 TOGETHER = 25
