@@ -52,12 +52,10 @@ BROKEN = (
     *("BCE, boolean index", "BCE, masked_select", "Gaussian NLL with variance 1 - y"),
     "ContinuousBernoulli",
 )
-# Compiled by torch before 2.13, a hook is a custom Function, which gets nn.Sigmoid's gradient;
-# before 2.12, the gradient of cumprod is NaN beside a 0.
-LOST = [
-    *(["BCE, hooks on the output"] if torch.__version__ < (2, 13) else []),
-    *(["survival, cumprod"] if torch.__version__ < (2, 12) else []),
-]
+# The torch from which on they are right when compiled: before, a hook is a custom Function, which
+# gets nn.Sigmoid's gradient, and the gradient of cumprod is NaN beside a 0.
+RIGHT_FROM = {"BCE, hooks on the output": (2, 13), "survival, cumprod": (2, 12)}
+LOST = [name for name, release in RIGHT_FROM.items() if torch.__version__ < release]
 WHOLE = [name for name in TABLE if name not in (*BROKEN, *LOST)]
 # That are compiled as one function.
 TOGETHER = 25
