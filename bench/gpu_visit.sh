@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a visit to a machine with a GPU runs; it may end at any moment:
 #
-#     bench/gpu_visit.sh first|second [SECONDS]       default: 240, 350
+#     bench/gpu_visit.sh first|second [SECONDS]       default: 260, 360
 #
 # first:  does it build, do the tests pass, are torch's goals met in float32 and bfloat16?
 # second: tests, every goal, the errors over all numbers, a grid of sizes, what Triton's launches
@@ -20,8 +20,8 @@ cd "$(dirname "$0")/.." || exit 2
 
 stage=${1:-}
 case $stage in
-  first) seconds=${2:-240} ;;
-  second) seconds=${2:-350} ;;
+  first) seconds=${2:-260} ;;
+  second) seconds=${2:-360} ;;
   *) sed -n '2,8s/^# \{0,1\}//p' bench/gpu_visit.sh; exit 2 ;;
 esac
 results=${OUT:-gpu-report/$stage}
@@ -114,25 +114,27 @@ memcheck() {
   echo "an access past the end was seen, as it should be"
   # It is slow: sizes around a block's, and two lengths of rows.
   "${check[@]}" -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu_kernels.py \
-    -k "few_elements or rows_of_33 or rows_of_1000"
+    tests/test_loss_gpu.py -k "few_elements or rows_of_33 or rows_of_1000"
 }
 
 counters() {
   local wanted=gpu__time_duration.sum,dram__bytes.sum.per_second
   wanted=$wanted,sm__inst_issued.avg.pct_of_peak_sustained_active
   wanted=$wanted,sm__warps_active.avg.pct_of_peak_sustained_active
-  ncu --clock-control none --kernel-name-base function --kernel-name 'regex:^fused_sigmoid' \
-    --launch-count 12 --metrics "$wanted" "$python" - <<'PYTHON'
+  ncu --clock-control none --kernel-name-base function --kernel-name 'regex:^fused_' \
+    --launch-count 20 --metrics "$wanted" "$python" - <<'PYTHON'
 import torch
 
 import fused_sigmoid
 
 for dtype in (torch.bfloat16, torch.float32):
     x = (torch.randn(64 << 20, device="cuda") * 3).to(dtype)
+    leaf, labels = x.clone().requires_grad_(), (x > 1).to(dtype)
     for _ in range(2):
         fused_sigmoid.sigmoid(x)
         fused_sigmoid.sigmoid_with_derivative(x)
         torch.ops.fused_sigmoid.sigmoid_backward(x, x)
+        fused_sigmoid.binary_cross_entropy_with_logits(leaf, labels)
 PYTHON
 }
 export -f facts build memcheck counters
@@ -146,21 +148,21 @@ part info 30 12 "$python" -m fused_sigmoid info
 
 # The longest first, so that no worker is left with one.
 tests=("$python" -m pytest -q -n 12 --maxfail=30 -p no:cacheprovider --durations 5 -m gpu)
-tests+=(tests/test_gpu_kernels.py tests/test_gpu_bench.py tests/test_gpu_launch.py)
-tests+=(tests/test_modes.py tests/test_company_gpu.py)
+tests+=(tests/test_loss_gpu.py tests/test_gpu_kernels.py tests/test_gpu_bench.py)
+tests+=(tests/test_gpu_launch.py tests/test_modes.py tests/test_company_gpu.py)
 bench=("$python" -m bench --device cuda --no-progress --row-seconds 0.2 --sample-seconds 0.0005)
 if [ -z "$gpu" ]; then
   skip "the rest" "torch sees no CUDA device"
 elif [ "$stage" = first ]; then
-  part tests 100 40 "${tests[@]}"
+  part tests 130 40 "${tests[@]}"
   part goals 75 45 "${bench[@]}" --goals --peers torch --dtypes float32 bfloat16 --time-limit 60 --output "$logs/goals"
 else
-  part tests 100 6 "${tests[@]}"
+  part tests 110 6 "${tests[@]}"
   part goals 130 85 "${bench[@]}" --goals --time-limit 105 --output "$logs/goals"
   part check-full 80 8 "$python" -m fused_sigmoid check --full --device cuda --json "$logs/check.json"
   part grid 50 4 "${bench[@]}" --peers torch --sizes 1Ki 64Ki 1Mi 4Mi 64Mi --dtypes float32 bfloat16 --time-limit 40 --output "$logs/grid"
   part by-triton 20 8 env FUSED_SIGMOID_LAUNCH=triton "${bench[@]}" --peers torch --sizes 1Ki --work forward-fresh training --dtypes float32 --time-limit 10 --output "$logs/by-triton"
-  if command -v ncu >/dev/null; then part counters 50 90 bash -c counters; else skip counters "there is no ncu"; fi
+  if command -v ncu >/dev/null; then part counters 50 150 bash -c counters; else skip counters "there is no ncu"; fi
   if command -v compute-sanitizer >/dev/null; then part memcheck 90 8 bash -c memcheck; else skip memcheck "there is no compute-sanitizer"; fi
 fi
 pack

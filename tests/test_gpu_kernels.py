@@ -75,7 +75,7 @@ OPERANDS: dict[str, Callable[[torch.dtype], Named]] = {
 }
 
 
-def _on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
+def on_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
     """Laid out as it is, in an allocation as large as its memory."""
     memory = tensor if tensor._base is None else tensor._base
     return torch.as_strided(
@@ -98,7 +98,7 @@ def _operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[..., object]]
 def _differences(dtype: torch.dtype, operands: Named, device: str = "cuda") -> Iterator[str]:
     """Each result that differs from the CPU's: in its bits, or in float64 by over 8 of its eps."""
     for what, pair in operands:
-        moved_pair = [_on_device(tensor, device) for tensor in pair]
+        moved_pair = [on_device(tensor, device) for tensor in pair]
         for name, operator in _operators(dtype):
             given, moved = (both[1:] if name in UNARY else both for both in (pair, moved_pair))
             expected = operator(*given)
@@ -141,7 +141,7 @@ def test_what_is_compared_lies_as_it_says(dtype: torch.dtype) -> None:
     for pair in seen.values():
         assert pair[0].shape == pair[1].shape
         for tensor in pair:
-            moved = _on_device(tensor, "meta")
+            moved = on_device(tensor, "meta")
             assert moved.stride() == tensor.stride()
             assert moved.storage_offset() == tensor.storage_offset()
             assert moved.untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
@@ -154,7 +154,7 @@ def test_a_difference_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> Non
         return _without_gaps(torch.float32, sizes=(5,))
 
     assert list(_differences(torch.float32, operands(), "cpu")) == []
-    monkeypatch.setitem(globals(), "_on_device", lambda tensor, _: tensor.clone().mul_(2))
+    monkeypatch.setitem(globals(), "on_device", lambda tensor, _: tensor.clone().mul_(2))
     found = list(_differences(torch.float32, operands(), "cpu"))
     assert len(found) == 6 * 2 * 4
     assert found[1] == "sigmoid, torch.float32, 5 elements from 0: later launch"

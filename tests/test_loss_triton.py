@@ -94,7 +94,7 @@ def _multiply_on_gpu(tensor, number):
     _operator("multiply_by_number_").redispatch(CUDA, tensor, number)
 
 
-def _on_cpu(x, t, weight=None, pos_weight=None, reduction="mean", grad=None):
+def run_step(x, t, weight=None, pos_weight=None, reduction="mean", grad=None):
     leaf = x.detach().requires_grad_()
     loss, probability = fused_sigmoid.binary_cross_entropy_with_logits(
         leaf, t, weight, pos_weight=pos_weight, reduction=reduction, return_probability=True
@@ -104,7 +104,7 @@ def _on_cpu(x, t, weight=None, pos_weight=None, reduction="mean", grad=None):
     return loss.detach(), gradient, probability
 
 
-def _assert_same(found, expected):
+def assert_same(found, expected):
     """To the bit, but for what a NaN carries."""
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     assert found.stride() == expected.stride()
@@ -115,35 +115,35 @@ def _assert_same(found, expected):
     assert torch.equal(one, other)
 
 
-def _assert_all_same(found, expected, reduction):
+def assert_all_same(found, expected, reduction):
     """Sums in float64 are formed in another order than the CPU's."""
     assert len(found) == len(expected)
     (loss, *others), (expected_loss, *expected_others) = found, expected
     if reduction != "none" and loss.dtype == torch.float64:
         torch.testing.assert_close(loss, expected_loss, rtol=2**-49, atol=0, equal_nan=True)
     else:
-        _assert_same(loss, expected_loss)
+        assert_same(loss, expected_loss)
     for one, other in zip(others, expected_others, strict=True):
-        _assert_same(one, other)
+        assert_same(one, other)
 
 
 def _generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def _logits(shape, dtype, seed=0):
+def draw_logits(shape, dtype, seed=0):
     """Most of them moderate, some far out."""
     drawn = torch.randn(shape, generator=_generator(seed), dtype=torch.float64)
     return (drawn * 4 + drawn**5).to(dtype)
 
 
-def _targets(shape, dtype, seed=1):
+def draw_targets(shape, dtype, seed=1):
     """0, 1 and numbers between."""
     drawn = torch.rand(shape, generator=_generator(seed), dtype=torch.float64) * 2 - 0.5
     return drawn.clamp(0, 1).to(dtype)
 
 
-def _weights(shape, dtype=torch.float32, seed=2):
+def draw_weights(shape, dtype=torch.float32, seed=2):
     return (torch.rand(shape, generator=_generator(seed), dtype=torch.float64) * 3).to(dtype)
 
 
@@ -153,24 +153,24 @@ def _weights(shape, dtype=torch.float32, seed=2):
 @every_reduction
 @pytest.mark.parametrize(("dtype", "size"), DTYPES_AND_SIZES, ids=str)
 def test_results_are_those_of_the_cpu(kernels, dtype, reduction, size):
-    x, t = _logits(size, dtype), _targets(size, dtype)
-    expected = _on_cpu(x, t, reduction=reduction)
-    _assert_all_same(_on_gpu(x, t, reduction=reduction), expected, reduction)
+    x, t = draw_logits(size, dtype), draw_targets(size, dtype)
+    expected = run_step(x, t, reduction=reduction)
+    assert_all_same(_on_gpu(x, t, reduction=reduction), expected, reduction)
     loss, gradient, probability = expected
     for wanted, others in ((0, 0), []), ((1, 0), [gradient]), ((0, 1), [probability]):
         found = _on_gpu(x, t, None, None, reduction, *map(bool, wanted))
-        _assert_all_same(found, (loss, *others), reduction)
+        assert_all_same(found, (loss, *others), reduction)
 
 
 @every_dtype
 @every_reduction
 @pytest.mark.parametrize("size", [7, 1025])
 def test_weighted_results_are_those_of_the_cpu(kernels, dtype, reduction, size):
-    x, t = _logits(size, dtype), _targets(size, dtype)
-    weight, pos_weight = _weights(size, seed=3), _weights(size, seed=4)
+    x, t = draw_logits(size, dtype), draw_targets(size, dtype)
+    weight, pos_weight = draw_weights(size, seed=3), draw_weights(size, seed=4)
     for weights in (weight, None), (None, pos_weight), (weight, pos_weight):
-        expected = _on_cpu(x, t, *weights, reduction=reduction)
-        _assert_all_same(_on_gpu(x, t, *weights, reduction=reduction), expected, reduction)
+        expected = run_step(x, t, *weights, reduction=reduction)
+        assert_all_same(_on_gpu(x, t, *weights, reduction=reduction), expected, reduction)
 
 
 @every_dtype
@@ -181,13 +181,13 @@ def test_weighted_results_are_those_of_the_cpu(kernels, dtype, reduction, size):
     ids=str,
 )
 def test_weights_are_broadcast(kernels, dtype, weight_dtype, shapes):
-    x, t = _logits((3, 7, 5), dtype), _targets((3, 7, 5), dtype)
+    x, t = draw_logits((3, 7, 5), dtype), draw_targets((3, 7, 5), dtype)
     weights = [
-        None if shape is None else _weights(shape, weight_dtype, seed)
+        None if shape is None else draw_weights(shape, weight_dtype, seed)
         for seed, shape in enumerate(shapes)
     ]
-    expected = _on_cpu(x, t, *weights, reduction="none")
-    _assert_all_same(_on_gpu(x, t, *weights, reduction="none"), expected, "none")
+    expected = run_step(x, t, *weights, reduction="none")
+    assert_all_same(_on_gpu(x, t, *weights, reduction="none"), expected, "none")
 
 
 def _memory_seen(during):
@@ -197,7 +197,7 @@ def _memory_seen(during):
 
 
 def test_a_weight_of_one_number_is_no_tensor_of_the_full_size(kernels):
-    x, t = _logits(2000, torch.float32), _targets(2000, torch.float32)
+    x, t = draw_logits(2000, torch.float32), draw_targets(2000, torch.float32)
     weight, pos_weight = torch.tensor([0.5]), torch.tensor(3.0)
     seen = _memory_seen(lambda: _on_gpu(x, t, weight, pos_weight, "none", False, False))
     for number in (weight, pos_weight):
@@ -222,24 +222,24 @@ LAYOUTS = {
 @every_reduction
 @pytest.mark.parametrize("names", [*((n, n) for n in LAYOUTS), "mixed"], ids=str)
 def test_any_layout(kernels, dtype, reduction, names):
-    x, t = _logits((24, 20), dtype), _targets((24, 20), dtype)
+    x, t = draw_logits((24, 20), dtype), draw_targets((24, 20), dtype)
     if names == "mixed":
         x, t = x.view(2, 3, 4, 20), t.view(2, 3, 4, 20).to(memory_format=torch.channels_last)
     else:
         x, t = (LAYOUTS[name](each) for name, each in zip(names, (x, t), strict=True))
-    weight = _weights(x.shape[-1:])
+    weight = draw_weights(x.shape[-1:])
     for weights in ((), (weight, weight.flip(0))):
-        expected = _on_cpu(x, t, *weights, reduction=reduction)
-        _assert_all_same(_on_gpu(x, t, *weights, reduction=reduction), expected, reduction)
+        expected = run_step(x, t, *weights, reduction=reduction)
+        assert_all_same(_on_gpu(x, t, *weights, reduction=reduction), expected, reduction)
 
 
 @every_reduction
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("target_dtype", DTYPES, ids=str)
 def test_mixed_dtypes(kernels, dtype, target_dtype, reduction):
-    x, t = _logits((12, 10), dtype), _targets((10, 12), target_dtype).t()
-    expected = _on_cpu(x, t, reduction=reduction)
-    _assert_all_same(_on_gpu(x, t, reduction=reduction), expected, reduction)
+    x, t = draw_logits((12, 10), dtype), draw_targets((10, 12), target_dtype).t()
+    expected = run_step(x, t, reduction=reduction)
+    assert_all_same(_on_gpu(x, t, reduction=reduction), expected, reduction)
 
 
 @every_dtype
@@ -251,12 +251,12 @@ def test_every_kind_of_number(kernels, dtype):
     targets = torch.tensor([0.0, 1.0, 0.3, -0.0, 1.5, -2.0, torch.inf, torch.nan], dtype=dtype)
     for turn in range(len(targets)):
         t = targets.roll(turn).repeat(len(x) // 8 + 1)[: len(x)]
-        _assert_all_same(_on_gpu(x, t, reduction="none"), _on_cpu(x, t, reduction="none"), "none")
+        assert_all_same(_on_gpu(x, t, reduction="none"), run_step(x, t, reduction="none"), "none")
     weights = torch.tensor([0.5, 0, torch.inf, torch.nan, -1]).repeat(len(x) // 5 + 1)[: len(x)]
-    t = _targets(x.shape, dtype)
+    t = draw_targets(x.shape, dtype)
     for each in (weights, None), (None, weights), (weights, weights.flip(0)):
-        expected = _on_cpu(x, t, *each, reduction="none")
-        _assert_all_same(_on_gpu(x, t, *each, reduction="none"), expected, "none")
+        expected = run_step(x, t, *each, reduction="none")
+        assert_all_same(_on_gpu(x, t, *each, reduction="none"), expected, "none")
 
 
 @every_reduction
@@ -264,8 +264,8 @@ def test_nan_and_infinity_in_a_sum(kernels, reduction):
     for special in (torch.nan, torch.inf, -torch.inf):
         x = torch.tensor([1.0, special, -2.0])
         for t in torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.5, 0.5, 0.5]]):
-            expected = _on_cpu(x, t, reduction=reduction)
-            _assert_all_same(_on_gpu(x, t, reduction=reduction), expected, reduction)
+            expected = run_step(x, t, reduction=reduction)
+            assert_all_same(_on_gpu(x, t, reduction=reduction), expected, reduction)
 
 
 # Beside other sources than the CPU's kernels.
@@ -301,10 +301,12 @@ BOUNDS = {
 @every_dtype
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_results_are_those_of_the_formula(kernels, dtype, is_weighted):
-    x = _logits(1025, dtype)
+    x = draw_logits(1025, dtype)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    for t in (torch.zeros_like(x), torch.ones_like(x), _targets(x.shape, dtype)):
-        weights = (_weights(x.shape, seed=3), _weights(x.shape, seed=4)) if is_weighted else ()
+    for t in (torch.zeros_like(x), torch.ones_like(x), draw_targets(x.shape, dtype)):
+        weights = (
+            (draw_weights(x.shape, seed=3), draw_weights(x.shape, seed=4)) if is_weighted else ()
+        )
         results = _on_gpu(x, t, *weights, reduction="none")
         references = _formula(*map(_exact, (x, t, *weights)))
         # A gradient between the two targets is the difference of two terms.
@@ -319,7 +321,7 @@ def test_results_are_those_of_the_formula(kernels, dtype, is_weighted):
 def test_sums_are_exact_but_for_one_rounding(kernels, dtype, size, monkeypatch):
     # The second kernel goes round more than once.
     monkeypatch.setattr(kernels, "TOTAL_BLOCK_SIZE", 16)
-    x, t = _logits(size, torch.float64), _targets(size, torch.float64)
+    x, t = draw_logits(size, torch.float64), draw_targets(size, torch.float64)
     x, t = x.to(dtype), t.to(dtype)
     if dtype.itemsize == 2:
         # The losses are summed before they are rounded.
@@ -350,8 +352,8 @@ def test_sums_keep_what_float32_would_lose(kernels):
 def test_empty_tensors(kernels, dtype):
     x = torch.empty(0, 3, dtype=dtype)
     for reduction in REDUCTIONS:
-        expected = _on_cpu(x, x, reduction=reduction)
-        _assert_all_same(_on_gpu(x, x, reduction=reduction), expected, reduction)
+        expected = run_step(x, x, reduction=reduction)
+        assert_all_same(_on_gpu(x, x, reduction=reduction), expected, reduction)
         if reduction != "none":
             grad = torch.ones((), dtype=dtype)
             assert _backward_on_gpu(grad, x, x, reduction=reduction).shape == (0, 3)
@@ -373,7 +375,7 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
     reciprocal = interpreted.reciprocal_off_by(ulps, calls)
     x = interpreted.every_half(dtype) if dtype.itemsize == 2 else interpreted.inputs(dtype)
     x = x[~x.isnan()]
-    t = _targets(x.shape, dtype)
+    t = draw_targets(x.shape, dtype)
     rounded = _on_gpu(x, t, None, None, "none", True, False)
     exponential = _beside(kernels, "exponential")
     monkeypatch.setattr(exponential, "_IS_NVIDIA", tl.constexpr(True))
@@ -382,7 +384,7 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
     approximated = _on_gpu(x, t, None, None, "none", True, False)
     assert calls
     for one, other in zip(approximated, rounded, strict=True):
-        _assert_same(one, other)
+        assert_same(one, other)
 
 
 # The backward pass.
@@ -391,20 +393,20 @@ def test_a_quotient_by_a_reciprocal_has_the_bits_of_the_rounded_division(
 @pytest.mark.parametrize("factor", [1.0, 0.37, 65536.0, torch.inf])
 @pytest.mark.parametrize("target_dtype", DTYPES, ids=str)
 def test_the_backward_pass_of_a_float16_mean_is_that_of_the_cpu(kernels, target_dtype, factor):
-    x, t = _logits((30, 40), torch.float16), _targets((40, 30), target_dtype).t()
-    for weights in ((), (_weights(40), _weights(30)[:, None])):
+    x, t = draw_logits((30, 40), torch.float16), draw_targets((40, 30), target_dtype).t()
+    for weights in ((), (draw_weights(40), draw_weights(30)[:, None])):
         grad = torch.tensor(factor, dtype=target_dtype)
-        expected = _on_cpu(x, t, *weights, grad=grad)[1]
-        _assert_same(_backward_on_gpu(grad, x, t, *weights), expected)
+        expected = run_step(x, t, *weights, grad=grad)[1]
+        assert_same(_backward_on_gpu(grad, x, t, *weights), expected)
 
 
 @every_dtype
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_backward_pass_multiplies_by_a_number(kernels, dtype, reduction):
-    x, t = _logits(1025, dtype), _targets(1025, dtype)
+    x, t = draw_logits(1025, dtype), draw_targets(1025, dtype)
     kept = _on_gpu(x, t, None, None, reduction, True, False)[1]
     one, two = torch.tensor([1.0, 2.0], dtype=dtype)
-    _assert_same(_backward_on_gpu(one, x, t, reduction=reduction), kept)
+    assert_same(_backward_on_gpu(one, x, t, reduction=reduction), kept)
     doubled = _backward_on_gpu(two, x, t, reduction=reduction)
     torch.testing.assert_close(doubled, 2 * kept, rtol=torch.finfo(dtype).eps, atol=1e-7)
     assert doubled.dtype == dtype
@@ -413,12 +415,12 @@ def test_the_backward_pass_multiplies_by_a_number(kernels, dtype, reduction):
 @every_dtype
 @pytest.mark.parametrize("number_dtype", [torch.float64, torch.float32], ids=str)
 def test_multiplication_by_one_touches_nothing_but_the_number(kernels, dtype, number_dtype):
-    tensor = _logits(9000, dtype)
+    tensor = draw_logits(9000, dtype)
     tensor[5] = torch.nan
     before, one = tensor.clone(), torch.ones((), dtype=number_dtype)
     seen = _memory_seen(lambda: _multiply_on_gpu(tensor, one))
     assert set(seen) == {one.data_ptr()}
-    _assert_same(tensor, before)
+    assert_same(tensor, before)
 
 
 @every_dtype
@@ -427,12 +429,12 @@ def test_multiplication_by_a_number_is_that_of_torch(kernels, dtype, factor):
     block = kernels.MULTIPLY_BLOCK_SIZE
     number = torch.tensor(factor, dtype=torch.promote_types(dtype, torch.float32))
     for size in (1, block - 1, block, 2 * block + 1):
-        tensor = _logits(size, dtype)
+        tensor = draw_logits(size, dtype)
         expected = tensor.clone().mul_(factor)
         _multiply_on_gpu(tensor, number)
-        _assert_same(tensor, expected)
+        assert_same(tensor, expected)
     for layout in LAYOUTS.values():
-        tensor = layout(_logits((24, 20), dtype))
+        tensor = layout(draw_logits((24, 20), dtype))
         if tensor.numel() == 0 or 0 in tensor.stride():
             continue
         whole = tensor._base if tensor._base is not None else tensor
@@ -440,7 +442,7 @@ def test_multiplication_by_a_number_is_that_of_torch(kernels, dtype, factor):
         places = expected.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         places.mul_(factor)
         _multiply_on_gpu(tensor, number)
-        _assert_same(whole, expected)
+        assert_same(whole, expected)
 
 
 # Memory.
@@ -462,8 +464,8 @@ def test_nothing_outside_the_tensors_is_touched(kernels, dtype, weighted, monkey
     weight_dtype = torch.promote_types(dtype, torch.float32)
     for size in (1, 2, small - 1, small, small + 1, 3 * small + 7):
         made.clear()
-        x, t = _logits(size, dtype), _targets(size, dtype)
-        weights = (_weights(size, weight_dtype),) * 2 if weighted else ()
+        x, t = draw_logits(size, dtype), draw_targets(size, dtype)
+        weights = (draw_weights(size, weight_dtype),) * 2 if weighted else ()
         seen = _memory_seen(lambda x=x, t=t, w=weights: _on_gpu(x, t, *w, reduction="none"))
         expected = [x, t, *weights, *(buffer[guard : guard + size] for buffer in made)]
         allowed = np.concatenate(
@@ -481,7 +483,7 @@ def test_nothing_outside_the_tensors_is_touched(kernels, dtype, weighted, monkey
 
 
 def test_the_sums_of_blocks_are_written_once(kernels):
-    x, t = _logits(4097, torch.float32), _targets(4097, torch.float32)
+    x, t = draw_logits(4097, torch.float32), draw_targets(4097, torch.float32)
     seen = _memory_seen(lambda: _on_gpu(x, t, None, None, "sum", False, False))
     # Each operand once, each of 17 sums once written and once read, and the loss.
     assert len(seen) == 2 * 4097 + 2 * 17 + 1
@@ -762,10 +764,10 @@ def test_it_compiles_for_amd(call, dtype, compiled, monkeypatch):
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_without_triton(dtype, reduction, is_weighted, monkeypatch):
     monkeypatch.setattr(loss_operators, "triton_kernels", dict)
-    x, t = _logits(500, dtype), _targets(500, dtype)
-    weights = (_weights(500), _weights(1)) if is_weighted else ()
+    x, t = draw_logits(500, dtype), draw_targets(500, dtype)
+    weights = (draw_weights(500), draw_weights(1)) if is_weighted else ()
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype.itemsize > 2 else {}
-    expected = _on_cpu(x, t, *weights, reduction=reduction)
+    expected = run_step(x, t, *weights, reduction=reduction)
     found = _on_gpu(x.requires_grad_(), t, *weights, reduction=reduction)
     for one, other in zip(found, expected, strict=True):
         assert not one.requires_grad
