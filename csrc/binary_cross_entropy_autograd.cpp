@@ -67,11 +67,13 @@ at::Tensor run_backward(const at::Tensor& grad, const Operands& of, Reduction re
 }
 
 // Multiplies by a number that lies on the tensor's device. Of a sum or a mean that number mostly is
-// 1: then nothing is read or written.
+// 1: then nothing is read or written, but for a few elements on a GPU, where torch's product takes
+// less time than the launch of a kernel that finds it out.
 void multiply_by_number(const at::Tensor& tensor, const at::Tensor& number) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  if (tensor.is_cpu()) {
-    if (number.item<double>() != 1) tensor.mul_(number);
+  constexpr int64_t few = 1 << 18;
+  if (tensor.is_cpu() || tensor.numel() <= few) {
+    if (!tensor.is_cpu() || number.item<double>() != 1) tensor.mul_(number);
     return;
   }
   static const auto op = find_operator<Multiply>("fused_sigmoid::_multiply_by_number_");
@@ -165,7 +167,9 @@ Results run(const Operands& of, Reduction reduction, Wanted wanted) {
               static_cast<int64_t>(reduction), wanted.gradient, wanted.probability);
   Results found;
   found.loss = std::move(results[0]);
-  if (wanted.gradient) found.gradient = std::move(results[1]);
+  // What Python has made is held by its Python object for as long as anything holds it: the
+  // backward pass could not take that gradient's memory. This is another tensor of the same memory.
+  if (wanted.gradient) found.gradient = results[1].variable_data();
   if (wanted.probability) found.probability = std::move(results.back());
   return found;
 }

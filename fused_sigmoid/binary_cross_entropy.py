@@ -203,7 +203,9 @@ def _is_half(tensor: Any) -> bool:
 
 
 def _is_under_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Torch 2.11 cannot compile the question whether there is an autocast for a device.
+    exists = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return exists and torch.is_autocast_enabled(device)
 
 
 def _is_dense(tensor: Tensor) -> bool:

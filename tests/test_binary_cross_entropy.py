@@ -686,9 +686,10 @@ def test_transforms(transform: str) -> None:
     torch.testing.assert_close(run(ours), run(torchs))
 
 
-def test_compiled_it_is_exact_in_one_graph() -> None:
-    x = torch.tensor([-20.0, -60.0, 20.0, 0.0, 3.0], requires_grad=True)
-    t = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_it_is_exact_in_one_graph(dtype: torch.dtype) -> None:
+    x = torch.tensor([-20.0, -60.0, 20.0, 0.0, 3.0], dtype=dtype, requires_grad=True)
+    t = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.3], dtype=dtype)
 
     @torch.compile(fullgraph=True)
     def step(x: Tensor, t: Tensor) -> Any:
@@ -698,7 +699,8 @@ def test_compiled_it_is_exact_in_one_graph() -> None:
     (gradient,) = torch.autograd.grad(loss, x)
     expected, eager = loss_and_gradient(x, t, reduction="sum")
     torch.testing.assert_close(loss.detach(), expected)
-    torch.testing.assert_close(gradient, eager, rtol=1e-6, atol=0)
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient, eager, rtol=tolerance, atol=0)
 
 
 def test_traced_with_sizes_as_symbols() -> None:
