@@ -91,8 +91,7 @@ setup(
             f"fused_sigmoid._C_torch_{MAJOR}_{MINOR}",
             sources=[
                 *("csrc/autograd.cpp", "csrc/binary_cross_entropy.cpp"),
-                "csrc/binary_cross_entropy_autograd.cpp",
-                *("csrc/binary_cross_entropy_gpu.cpp", "csrc/consumers.cpp"),
+                *("csrc/binary_cross_entropy_autograd.cpp", "csrc/consumers.cpp"),
                 "csrc/elementwise.cpp",
                 *("csrc/gpu_launch.cpp", "csrc/layout.cpp", "csrc/operations.cpp"),
                 *("csrc/operators.cpp", "csrc/python.cpp", "csrc/cpu/fresh_memory.cpp"),

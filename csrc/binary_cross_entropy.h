@@ -32,13 +32,6 @@ struct Wanted {
 // `factor`, and by 1 / n for the mean over n elements, before it is rounded.
 Results run_on_cpu(const Operands& operands, Reduction reduction, Wanted wanted, double factor = 1);
 
-// The same on a GPU, where Triton has compiled the kernels for such operands; no result elsewhere.
-std::optional<Results> run_on_gpu(const Operands& operands, Reduction reduction, Wanted wanted);
-
-// Multiplies a tensor without gaps by a number, in place, where Triton has compiled the kernel for
-// them on a GPU; returns false, having done nothing, elsewhere.
-bool multiply_on_gpu(const at::Tensor& tensor, const at::Tensor& number);
-
 // The same in operations of ATen, for tensors that the kernels must not see, and for a GPU without
 // Triton. The gradient's factor is a tensor.
 Results composed(const Operands& operands, Reduction reduction, Wanted wanted);

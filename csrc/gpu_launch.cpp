@@ -9,19 +9,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <limits>
 #include <stdexcept>
 
 #include "operators.h"
 
 namespace fused_sigmoid::gpu {
-
-struct Added {
-  Launch launch;
-  void* context;
-  const Added* before;  // for the same key
-};
-
 namespace {
 
 constexpr int success = 0;
@@ -63,11 +55,16 @@ const Driver* driver() {
 // these kernels do not use: 2 in Triton 3.6 to 3.9.
 constexpr size_t most_unused = 4;
 
+struct Added {
+  Launch launch;
+  void* context;
+  const Added* before;  // for the same key
+};
+
 constexpr size_t dtypes = 4;
 constexpr size_t devices = 64;
 constexpr size_t widths = size_t{1} << most_operands;
-constexpr size_t elementwise_keys = kernel_count * layout_count * dtypes * widths;
-constexpr size_t keys = elementwise_keys + loss_kernel_count * dtypes * loss_form_count;
+constexpr size_t keys = kernel_count * layout_count * dtypes * widths;
 
 // Read without a lock. What was added is never freed, as a launch may be using it.
 std::array<std::array<std::atomic<const Added*>, keys>, devices> added{};
@@ -93,11 +90,6 @@ std::atomic<const Added*>& slot(const Key& key) {
   return added[key.device][kind * widths + key.wide];
 }
 
-std::atomic<const Added*>& slot(const LossKey& key) {
-  const size_t kind = static_cast<size_t>(key.kernel) * dtypes + index_of(key.dtype);
-  return added[key.device][elementwise_keys + kind * loss_form_count + key.form];
-}
-
 bool is_device(c10::DeviceIndex device) {
   return device >= 0 && static_cast<size_t>(device) < devices;
 }
@@ -116,6 +108,15 @@ std::string unexpected_parameters(const Driver& driver, void* function, size_t p
     }
   }
   return "there are more than " + std::to_string(passed + most_unused);
+}
+
+// The launch for calls of so many elements, or null.
+const Added* find(const Key& key, int64_t count) {
+  const Added* found = slot(key).load(std::memory_order_acquire);
+  while (found != nullptr && (count < found->launch.fewest || count > found->launch.most)) {
+    found = found->before;
+  }
+  return found;
 }
 
 bool is_hooked(const Launch& launch) {
@@ -190,37 +191,6 @@ bool fill_in_rows(Call& call, Tensors tensors, size_t inputs) {
   return true;
 }
 
-template <class AnyKey>
-const Added* find_launch(const AnyKey& key, int64_t count) {
-  if (!is_device(key.device)) return nullptr;
-  const Added* found = slot(key).load(std::memory_order_acquire);
-  while (found != nullptr && (count < found->launch.fewest || count > found->launch.most)) {
-    found = found->before;
-  }
-  const bool is_usable = found != nullptr && !is_hooked(found->launch) &&
-                         programs(*found, count) <= std::numeric_limits<int32_t>::max();
-  return is_usable ? found : nullptr;
-}
-
-template <class AnyKey>
-std::string add_launch(const AnyKey& key, Launch launch, size_t parameters) {
-  if (is_left_to_triton()) return "FUSED_SIGMOID_LAUNCH=triton";
-  if (!is_device(key.device)) return "device " + std::to_string(key.device) + " is past the 64th";
-  const Driver* cuda = driver();
-  if (cuda == nullptr) return "there is no CUDA driver, or one older than CUDA 12.4";
-  const std::string unexpected = unexpected_parameters(*cuda, launch.function, parameters);
-  if (!unexpected.empty()) {
-    return "the compiled kernel has other parameters than expected: " + unexpected;
-  }
-  void* context = nullptr;
-  if (cuda->get_context(&context) != success || context == nullptr) return "no current context";
-  std::atomic<const Added*>& place = slot(key);
-  const Added* before = place.load(std::memory_order_acquire);
-  place.store(new Added{std::move(launch), context, before}, std::memory_order_release);
-  added_to_device[key.device].store(true, std::memory_order_release);
-  return "";
-}
-
 }  // namespace
 
 bool is_left_to_triton() {
@@ -263,37 +233,22 @@ std::optional<Call> call_of(Work work, Tensors tensors) {
 }
 
 std::string add(const Key& key, Launch launch) {
-  return add_launch(key, std::move(launch), operands_of(key.kernel.work) + numbers_in(key.layout));
-}
-
-std::string add(const LossKey& key, Launch launch, size_t parameters) {
-  return add_launch(key, std::move(launch), parameters);
-}
-
-const Added* find(const LossKey& key, int64_t count) { return find_launch(key, count); }
-
-int64_t programs(const Added& found, int64_t count) {
-  return count / found.launch.block_size + (count % found.launch.block_size != 0);
-}
-
-void run(const Added& found, c10::Device device, int64_t count, at::ArrayRef<void*> parameters) {
-  // As many as a kernel may have; the driver reads those that it has.
-  const void* no_memory = nullptr;
-  std::array<void*, most_operands + numbers_in(Layout::rows) + most_unused> all;
-  all.fill(&no_memory);
-  std::copy(parameters.begin(), parameters.end(), all.begin());
-
-  const Driver& cuda = *driver();
-  const c10::DeviceGuard guard(device);
-  // A thread that has only used PyTorch's cached memory so far has no context yet.
+  if (is_left_to_triton()) return "FUSED_SIGMOID_LAUNCH=triton";
+  if (!is_device(key.device)) return "device " + std::to_string(key.device) + " is past the 64th";
+  const Driver* cuda = driver();
+  if (cuda == nullptr) return "there is no CUDA driver, or one older than CUDA 12.4";
+  const std::string unexpected = unexpected_parameters(
+      *cuda, launch.function, operands_of(key.kernel.work) + numbers_in(key.layout));
+  if (!unexpected.empty()) {
+    return "the compiled kernel has other parameters than expected: " + unexpected;
+  }
   void* context = nullptr;
-  check(cuda, cuda.get_context(&context));
-  if (context == nullptr) check(cuda, cuda.set_context(found.context));
-  const c10::Stream stream = c10::impl::getDeviceGuardImpl(device.type())->getStream(device);
-  check(cuda, cuda.launch(found.launch.function, static_cast<unsigned>(programs(found, count)), 1,
-                          1, found.launch.threads, 1, 1, found.launch.shared_bytes,
-                          stream.native_handle(), all.data(), nullptr));
-  launch_count.fetch_add(1, std::memory_order_relaxed);
+  if (cuda->get_context(&context) != success || context == nullptr) return "no current context";
+  std::atomic<const Added*>& place = slot(key);
+  const Added* before = place.load(std::memory_order_acquire);
+  place.store(new Added{std::move(launch), context, before}, std::memory_order_release);
+  added_to_device[key.device].store(true, std::memory_order_release);
+  return "";
 }
 
 bool launch(KernelNumber kernel, Tensors tensors) {
@@ -302,13 +257,31 @@ bool launch(KernelNumber kernel, Tensors tensors) {
   std::optional<Call> call = call_of(kernel.work, tensors);
   if (!call.has_value()) return false;
   const int64_t count = call->numbers[0];
-  const Key key{kernel, call->layout, device.index(), tensors[0]->scalar_type(), call->wide};
-  const Added* found = find_launch(key, count);
-  if (found == nullptr) return false;
-  c10::SmallVector<void*, most_operands + numbers_in(Layout::rows)> parameters;
-  for (size_t i = 0; i < tensors.size(); ++i) parameters.push_back(&call->pointers[i]);
-  for (int64_t& number : call->numbers) parameters.push_back(&number);
-  run(*found, device, count, parameters);
+  const Added* found =
+      find({kernel, call->layout, device.index(), tensors[0]->scalar_type(), call->wide}, count);
+  if (found == nullptr || is_hooked(found->launch)) return false;
+  const int64_t blocks = (count + found->launch.block_size - 1) / found->launch.block_size;
+  if (blocks > std::numeric_limits<int32_t>::max()) return false;
+
+  // As many as a kernel may have; the driver reads those that it has.
+  const void* no_memory = nullptr;
+  std::array<void*, most_operands + numbers_in(Layout::rows) + most_unused> parameters;
+  parameters.fill(&no_memory);
+  size_t filled = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) parameters[filled++] = &call->pointers[i];
+  for (int64_t& number : call->numbers) parameters[filled++] = &number;
+
+  const Driver& cuda = *driver();
+  const c10::DeviceGuard guard(device);
+  // A thread that has only used PyTorch's cached memory so far has no context yet.
+  void* context = nullptr;
+  check(cuda, cuda.get_context(&context));
+  if (context == nullptr) check(cuda, cuda.set_context(found->context));
+  const c10::Stream stream = c10::impl::getDeviceGuardImpl(device.type())->getStream(device);
+  check(cuda, cuda.launch(found->launch.function, static_cast<unsigned>(blocks), 1, 1,
+                          found->launch.threads, 1, 1, 0, stream.native_handle(), parameters.data(),
+                          nullptr));
+  launch_count.fetch_add(1, std::memory_order_relaxed);
   return true;
 }
 

@@ -38,21 +38,6 @@ struct Key {
   unsigned wide;
 };
 
-// The kernels of the loss of logits, by their numbers in triton/binary_cross_entropy.py.
-enum class LossKernel { losses, total, multiply };
-constexpr size_t loss_kernel_count = 3;
-
-// What of them is compiled apart, for operands of one dtype without weights, all of whose memory
-// begins at a multiple of 16 bytes. Of `losses` the form says which results there are: bit 0 each
-// loss in place of the blocks' sums, bit 1 the gradient, bit 2 the probability.
-struct LossKey {
-  LossKernel kernel;
-  unsigned form;
-  c10::DeviceIndex device;
-  at::ScalarType dtype;
-};
-constexpr unsigned loss_form_count = 8;
-
 // A CUfunction and its grid: `threads` for every `block_size` elements, in calls over `fewest` to
 // `most` of them. Python's hooks see every launch, so there is none from here while one of their
 // lists, whose lengths `hook_counts` points to, is not empty.
@@ -62,7 +47,6 @@ struct Launch {
   int64_t fewest;
   int64_t most;
   unsigned threads;
-  unsigned shared_bytes;
   std::vector<const ssize_t*> hook_counts;
 };
 
@@ -90,20 +74,8 @@ std::optional<Call> call_of(Work work, Tensors tensors);
 bool is_left_to_triton();
 
 // Makes a launch the one for its key from now on; returns why it cannot be, or nothing. The device
-// has to be current and the kernel's module loaded. A kernel of the loss has so many parameters.
+// has to be current and the kernel's module loaded.
 std::string add(const Key& key, Launch launch);
-std::string add(const LossKey& key, Launch launch, size_t parameters);
-
-// What was added for calls over so many elements, or null: there is none, or hooks are to see it.
-struct Added;
-const Added* find(const LossKey& key, int64_t count);
-
-// How many programs it has for so many elements.
-int64_t programs(const Added& found, int64_t count);
-
-// Runs it on the current stream of its device. Parameters are pointers to pointers and numbers, all
-// of 8 bytes.
-void run(const Added& found, c10::Device device, int64_t count, at::ArrayRef<void*> parameters);
 
 // Runs a kernel over tensors as `call_of` takes them, on the device's current stream. Returns
 // false, having done nothing, where no launch was added for them.

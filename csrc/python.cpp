@@ -230,48 +230,25 @@ void check_count(KernelNumber kernel, const std::vector<at::Tensor>& tensors) {
                    " tensors, not ", tensors.size());
 }
 
-at::ScalarType dtype_of(const py::object& dtype) {
-  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dtype must be torch.dtype");
-  return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
-}
-
 // The hooks are lists, which stay alive; only their lengths are looked at, without the GIL.
-gpu::Launch launch_of(uintptr_t function, int64_t block_size, int64_t fewest, int64_t most,
-                      unsigned threads, unsigned shared_bytes, const py::tuple& hooks) {
-  gpu::Launch launch{
-      reinterpret_cast<void*>(function), block_size, fewest, most, threads, shared_bytes, {}};
-  for (const py::handle hook : hooks) {
-    if (!PyList_Check(hook.ptr())) throw py::type_error("hooks are lists");
-    launch.hook_counts.push_back(&reinterpret_cast<PyVarObject*>(Py_NewRef(hook.ptr()))->ob_size);
-  }
-  return launch;
-}
-
 std::string add_gpu_kernel(size_t kernel, int layout, c10::DeviceIndex device,
                            const py::object& dtype, unsigned wide, uintptr_t function,
                            int64_t block_size, int64_t fewest, int64_t most, unsigned threads,
-                           unsigned shared_bytes, const py::tuple& hooks) {
+                           const py::tuple& hooks) {
   // The extension's tables are indexed by these.
   TORCH_CHECK_VALUE(layout >= 0 && static_cast<size_t>(layout) < gpu::layout_count, "layout ",
                     layout, "; accepted are 0 to ", gpu::layout_count - 1);
   TORCH_CHECK_VALUE(wide < 1u << most_operands, "wide ", wide, "; accepted are 0 to ",
                     (1u << most_operands) - 1);
-  const gpu::Key key{kernel_of(kernel), static_cast<gpu::Layout>(layout), device, dtype_of(dtype),
-                     wide};
-  return gpu::add(key, launch_of(function, block_size, fewest, most, threads, shared_bytes, hooks));
-}
-
-std::string add_gpu_loss_kernel(size_t kernel, unsigned form, c10::DeviceIndex device,
-                                const py::object& dtype, size_t parameters, uintptr_t function,
-                                int64_t block_size, int64_t fewest, int64_t most, unsigned threads,
-                                unsigned shared_bytes, const py::tuple& hooks) {
-  TORCH_CHECK_VALUE(kernel < gpu::loss_kernel_count, "kernel ", kernel, "; accepted are 0 to ",
-                    gpu::loss_kernel_count - 1);
-  TORCH_CHECK_VALUE(form < gpu::loss_form_count, "form ", form, "; accepted are 0 to ",
-                    gpu::loss_form_count - 1);
-  const gpu::LossKey key{static_cast<gpu::LossKernel>(kernel), form, device, dtype_of(dtype)};
-  return gpu::add(key, launch_of(function, block_size, fewest, most, threads, shared_bytes, hooks),
-                  parameters);
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dtype must be torch.dtype");
+  gpu::Launch launch{reinterpret_cast<void*>(function), block_size, fewest, most, threads, {}};
+  for (const py::handle hook : hooks) {
+    if (!PyList_Check(hook.ptr())) throw py::type_error("hooks are lists");
+    launch.hook_counts.push_back(&reinterpret_cast<PyVarObject*>(Py_NewRef(hook.ptr()))->ob_size);
+  }
+  const gpu::Key key{kernel_of(kernel), static_cast<gpu::Layout>(layout), device,
+                     reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type, wide};
+  return gpu::add(key, std::move(launch));
 }
 
 bool launch_gpu_kernel(size_t number, const std::vector<at::Tensor>& tensors) {
@@ -337,7 +314,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
     gpu::is_left_to_triton();
   });
   module.def("add_gpu_kernel", add_gpu_kernel);
-  module.def("add_gpu_loss_kernel", add_gpu_loss_kernel);
   module.def("launch_gpu_kernel", launch_gpu_kernel);
   module.def("gpu_call", gpu_call);
   module.def("empty_gpu_output", [](const std::vector<at::Tensor>& inputs) {

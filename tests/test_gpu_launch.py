@@ -88,7 +88,7 @@ def test_wrong_arguments(arguments: tuple[object, ...], error: type[Exception]) 
 )
 def test_wrong_keys(layout: int, dtype: object, wide: int, error: type[Exception]) -> None:
     with pytest.raises(error):
-        extension.add_gpu_kernel(0, layout, 0, dtype, wide, 0, 1, 0, 1, 32, 0, ())
+        extension.add_gpu_kernel(0, layout, 0, dtype, wide, 0, 1, 0, 1, 32, ())
 
 
 def test_rows_are_divided_by_a_product() -> None:

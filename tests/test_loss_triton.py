@@ -55,7 +55,7 @@ def kernels(_interpreted_copy, monkeypatch):
     monkeypatch.setattr(loss_operators, "loss_kernels", lambda: _interpreted_copy)
     interpreted.compute_as_a_gpu(monkeypatch)
     # Triton has compiled its own function for GPUs.
-    monkeypatch.setattr(tl, "sum", lambda x, axis=0: tl.reduce(x, axis, tl.standard._sum_combine))
+    monkeypatch.setattr(tl, "sum", lambda x: tl.reduce(x, 0, tl.standard._sum_combine))
     with np.errstate(all="ignore"):  # overflows and NaN are among the results
         yield _interpreted_copy
 
@@ -542,14 +542,7 @@ def compiled(tmp_path_factory):
         constants = {
             name: None for name in (*READ, *WRITTEN, "sums", "factor") if name not in types
         }
-        torch_dtype = getattr(torch, dtype)
-        count = 1 if size < static.block_size(dtype) else 2**63 - 1
-        constants |= {
-            "are_numbers": 0,
-            "block_size": size,
-            "rounds": module.rounds_for(torch_dtype, count),
-            "neighbours": module.neighbours_for(torch_dtype, size),
-        }
+        constants |= {"are_numbers": 0, "block_size": size}
         types |= {"scale": "fp64", "count": "i64"}
         options = module.LAUNCH_OPTIONS
         seen[key] = _compiled(kernel, types, constants, target, options, is_aligned)
@@ -622,8 +615,6 @@ OF_PROBABILITY = {"fma": {"float32": 10, "float16": 7, "bfloat16": 6}, "mul": 1,
     ids=str,
 )
 def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(compiled, call, dtype, target):
-    from fused_sigmoid.triton import binary_cross_entropy as losses
-
     ptx = compiled(call, dtype, target).asm["ptx"]
     counts = dict.fromkeys(("fma", "mul", "add"), 0)
     for line in _lines(ptx):
@@ -634,9 +625,7 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(compiled, call
     if call == "none":
         more = OF_PROBABILITY | {"fma": OF_PROBABILITY["fma"][dtype]}
         expected = {name: count + more[name] for name, count in expected.items()}
-    elements, threads = static.elements(dtype), 128
-    neighbours = losses.neighbours_for(getattr(torch, dtype), elements * threads)
-    paths = elements + elements // neighbours  # of a whole block, and of a part of one
+    paths = 2 * static.elements(dtype)  # with and without a mask
     assert counts == {name: paths * count for name, count in expected.items()}
     # The one approximate instruction; neither its operand nor its result is ever subnormal.
     reciprocals = {"training": 1, "loss": 0, "backward": 1, "none": 2}[call]
@@ -650,11 +639,12 @@ def test_arithmetic_is_exactly_the_intended_and_rounds_to_nearest(compiled, call
     assert ptx.count("cvt.f64.f32") >= (paths if "sums" in CALLS[call] else 0)
 
 
-# Of one block without a mask, for compute capability 9.0, with the start and end of its program,
-# which four blocks of a half share; seen are up to 64.3, 71.4, 48.3, 72.4 and 41.4. An H100 is free
-# to execute 106 for an element of float32, and 53 for one of a half, while it moves the memory of
-# "training".
-INSTRUCTIONS = {"training": 65, "weighted": 72, "loss": 49, "none": 73, "backward": 42}
+# Of one block without a mask, for compute capability 9.0; seen are up to 59.7, 67, 44.7 (45.3 with
+# Triton 3.6), 69.8 and 38.4. An H100 is free to execute 106 for an element of float32, and 53 for
+# one of a half, while it moves the memory of "training".
+INSTRUCTIONS = {"training": 60, "weighted": 68, "loss": 45, "none": 70, "backward": 39}
+if triton.__version__.startswith("3.6."):
+    INSTRUCTIONS["loss"] = 46
 
 
 @every_call
@@ -663,9 +653,8 @@ def test_instructions_per_element(compiled, call, dtype):
     found = compiled(call, dtype)
     block, used = static.whole_block(found.asm["sass"]), static.resources(found.asm["cubin"])
     assert len(block) <= static.elements(dtype) * INSTRUCTIONS[call]
-    # Past whole blocks, back to the next and past the tail; and to no slow path of a division.
-    assert sum("BRA" in line for line in block) <= 3
-    assert not any("CALL" in line for line in block)
+    # Past the tail of the tensor, and to no slow path of a division.
+    assert sum("BRA" in line or "CALL" in line for line in block) == 1
     assert used["STACK"] == used["LOCAL"] == 0
     # Where the warps of a program leave their sums: a number for each.
     assert found.metadata.shared == (32 if "sums" in CALLS[call] else 0)
@@ -703,7 +692,7 @@ def test_the_other_kernels_compile(compiled, dtype, target):
     found = _compiled(
         losses.fused_multiply_by_number,
         {"tensor": f"*{NAMES[dtype]}", "number": "*fp32", "count": "i64"},
-        {"block_size": size, "rounds": losses.MULTIPLY_ROUNDS},
+        {"block_size": size},
         *(target, losses.LAUNCH_OPTIONS, True),
     )
     if target[0] == "cuda":
@@ -743,7 +732,7 @@ def test_what_triton_compiles_apart(count, offset):
     read = create_function_from_signature(kernel.signature, kernel.params, backend)
     tensor = torch.zeros(64)[offset:]
     arguments = (tensor, tensor, None, None, None, tensor.double(), tensor, None, None, 1.0, count)
-    _, specialization, _ = read(*arguments, are_numbers=0, block_size=1024, rounds=4, neighbours=8)
+    _, specialization, _ = read(*arguments, are_numbers=0, block_size=1024)
     mark = "D" if offset == 0 else ""
     assert specialization[:2] == [("*fp32", mark)] * 2
     assert specialization[2:5] == [("constexpr", None)] * 3

@@ -109,10 +109,9 @@ def elements(dtype: str) -> int:
 
 
 def whole_block(sass: str) -> list[str]:
-    """What is executed for one block without a mask: without the calls of the division's rare path
-    and the end of a tensor, whose accesses have conditions."""
+    """What is executed for a block without a mask: to the first exit, without the calls of the
+    division's rare path, which are jumped over."""
     lines = [line.split("\t", 1)[-1].strip() for line in sass.splitlines()]
-    exits = [i for i, line in enumerate(lines) if line.startswith("EXIT")]
     found: list[str] = []
     at = 0
     while at < len(lines):
@@ -124,20 +123,11 @@ def whole_block(sass: str) -> list[str]:
             if jump and f"{jump[1]}:" in lines[at:]:
                 target = lines.index(f"{jump[1]}:", at)
                 passed = {line.split(" ")[0].rstrip(";").split(".")[0] for line in lines[at:target]}
-                is_rare = "CALL" in passed or _has_conditional_accesses(lines[at:target])
-                # The jump to the masked end of a tensor may pass an exit too.
-                if is_rare and "EXIT" not in passed:
+                # The jump to the masked end of a tensor passes an exit too.
+                if "CALL" in passed and "EXIT" not in passed:
                     at = target
-            elif re.match(r"@!?P\d EXIT", found[-1]):
-                rest = lines[at : next(i for i in exits if i > at)]
-                if _has_conditional_accesses(rest):
-                    return found
         at += 1
     raise ValueError("the machine code has no exit")
-
-
-def _has_conditional_accesses(lines: list[str]) -> bool:
-    return any(re.match(r"@!?P\d LDG", line) for line in lines)
 
 
 def kind(instruction: str) -> str:

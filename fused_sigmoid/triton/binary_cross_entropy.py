@@ -9,16 +9,14 @@ kernels, and their launches by Triton. Depends on torch, Triton and the files be
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
-from .._extension import extension
 from .coefficients import LOSS_CONSTANTS, LOSS_EXP, LOSS_LOG1P, LOSS_POWERS, LOSS_SCALARS
-from .elementwise import LAUNCH_OPTIONS, Blocks, blocks_for, hand_over
+from .elementwise import LAUNCH_OPTIONS, blocks_for
 from .exponential import constant, divide, minus, power_of_two
 from .sigmoid import value as _sigmoid
 
@@ -123,9 +121,6 @@ def _weighted_binary_cross_entropy(x, t, weight, pos_weight, dtype: tl.constexpr
 # compiled without it. Tensors have no gaps and lie in one order. Triton compiles apart what begins
 # at a multiple of 16 bytes, and reads and writes that 16 bytes at a time. Blocks are as large as
 # the elementwise kernels', which move about as much memory for each thread.
-#
-# A program has several blocks where arithmetic is the bound: to add the losses of its threads to
-# one another after each block took a quarter more time on an H100 (docs/gpu.md).
 
 
 @triton.jit
@@ -152,10 +147,9 @@ def _store(tensor, block, places, mask):
 
 @triton.jit
 def _run_block(operands, results, scale, places, mask, are_numbers: tl.constexpr):
-    """Writes those results of a block that are asked for. Returns the losses in float64, 0 where
-    there is no element."""
+    """Writes those results of a block that are asked for."""
     logits, targets, weights, pos_weights = operands
-    losses, gradients, probabilities = results
+    losses, sums, gradients, probabilities = results
     dtype: tl.constexpr = logits.dtype.element_ty
     x = _load(logits, places, mask)
     t = _load(targets, places, mask)
@@ -167,14 +161,15 @@ def _run_block(operands, results, scale, places, mask, are_numbers: tl.constexpr
         loss, gradient = _weighted_binary_cross_entropy(x, t, weight, pos_weight, dtype)
     if losses is not None:
         _store(losses, loss, places, mask)
+    if sums is not None:
+        if mask is not None:
+            loss = tl.where(mask, loss, 0)
+        tl.store(sums + tl.program_id(0), tl.sum(loss.to(tl.float64)))
     if gradients is not None:
         _store(gradients, gradient * tl.full((), scale, x.dtype), places, mask)
     if probabilities is not None:
         # By an exponential of its own, so that it is sigmoid(x) to the bit.
         _store(probabilities, _sigmoid(x, dtype), places, mask)
-    if mask is not None:
-        loss = tl.where(mask, loss, 0)
-    return loss.to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -192,48 +187,30 @@ def fused_binary_cross_entropy(
     count: tl.int64,
     are_numbers: tl.constexpr,
     block_size: tl.constexpr,
-    rounds: tl.constexpr,
-    neighbours: tl.constexpr,
 ):
-    """The results of a program's blocks, and the sum of its losses, in float64.
+    """Of each block the results, and the sum of its losses, in float64.
 
     Gradients are multiplied by `scale` and, where there is one, by the number `factor`. Bit 0 of
-    `are_numbers` says that the weights are one number, bit 1 that the positive weights are. A
-    thread has so many `neighbours`, whose losses it adds to one another first.
+    `are_numbers` says that the weights are one number, bit 1 that the positive weights are.
     """
     operands = logits, targets, weights, pos_weights
-    results = losses, gradients, probabilities
-    are_added: tl.constexpr = sums is not None
+    results = losses, sums, gradients, probabilities
     if factor is not None:
         scale = tl.load(factor).to(tl.float64) * scale
-    part: tl.constexpr = block_size // neighbours
-    total, rest = tl.full((part,), 0, tl.float64), tl.full((), 0, tl.float64)
-    first = tl.program_id(0).to(tl.int64) * (rounds * block_size)  # tensors reach past 2**31
-    for i in range(rounds):
-        start = first + i * block_size
-        if count - start >= block_size:
-            places = start + tl.arange(0, block_size)
-            loss = _run_block(operands, results, scale, places, None, are_numbers)
-            if are_added:
-                total += tl.sum(tl.reshape(loss, (part, neighbours)), 1)
-    # Only the end of the tensor has a mask, which makes every access one element wide, and comes in
-    # parts: as a whole it would need so many registers that fewer programs run at a time.
-    if count - first < rounds * block_size:
-        last = count // block_size * block_size
-        for i in range(((count - last + (part - 1)) // part).to(tl.int32)):
-            places = last + i * part + tl.arange(0, part)
-            loss = _run_block(operands, results, scale, places, places < count, are_numbers)
-            if are_added:
-                rest += tl.sum(loss)
-    if are_added:
-        tl.store(sums + tl.program_id(0), tl.sum(total) + rest)
+    start = tl.program_id(0).to(tl.int64) * block_size  # tensors reach past 2**31 elements
+    places = start + tl.arange(0, block_size)
+    # Only the end of the tensor has a mask, which makes every access one element wide.
+    if count - start >= block_size:
+        _run_block(operands, results, scale, places, None, are_numbers)
+    else:
+        _run_block(operands, results, scale, places, places < count, are_numbers)
 
 
 @triton.jit(do_not_specialize=["count"])
 def fused_binary_cross_entropy_total(
     sums, loss, divisor: tl.float64, count: tl.int64, block_size: tl.constexpr
 ):
-    """The loss from the sums of all programs: one, which adds them in a fixed order."""
+    """The loss from the sums of the blocks: one program, which adds them in a fixed order."""
     total = tl.full((block_size,), 0, tl.float64)
     for start in range(0, count, block_size):
         places = start + tl.arange(0, block_size)
@@ -245,20 +222,16 @@ def fused_binary_cross_entropy_total(
 
 
 @triton.jit(do_not_specialize=["count"])
-def fused_multiply_by_number(
-    tensor, number, count: tl.int64, block_size: tl.constexpr, rounds: tl.constexpr
-):
+def fused_multiply_by_number(tensor, number, count: tl.int64, block_size: tl.constexpr):
     """In place. Nothing is read or written if the number is 1."""
     factor = tl.load(number)
     if factor != 1:
-        first = tl.program_id(0).to(tl.int64) * (rounds * block_size)
-        for i in range(rounds):
-            start = first + i * block_size
-            places = start + tl.arange(0, block_size)
-            if count - start >= block_size:
-                _multiply_block(tensor, factor, places, None)
-            else:
-                _multiply_block(tensor, factor, places, places < count)
+        start = tl.program_id(0).to(tl.int64) * block_size
+        places = start + tl.arange(0, block_size)
+        if count - start >= block_size:
+            _multiply_block(tensor, factor, places, None)
+        else:
+            _multiply_block(tensor, factor, places, places < count)
 
 
 @triton.jit
@@ -267,30 +240,14 @@ def _multiply_block(tensor, factor, places, mask):
     _store(tensor, block * factor.to(block.dtype), places, mask)
 
 
-# The launches, on tensors of one device. The first of a kernel is Triton's; the later ones, of what
-# csrc/binary_cross_entropy_gpu.cpp takes, are the extension's.
+# The launches, on tensors of one device.
 
 # How many sums the one program of the second kernel reads at a time, all on their way at once. A
 # program may have 1024 threads, and AMD's warps have 64 of them.
 TOTAL_BLOCK_SIZE = 8192
 TOTAL_OPTIONS = {"num_warps": 16, "enable_fp_fusion": False}
-# Most gradients are multiplied by 1: programs are large, so that few find that out.
-MULTIPLY_BLOCK_SIZE, MULTIPLY_ROUNDS = 4096, 8
-ANY_COUNT = 0, 2**63 - 1
-
-
-def rounds_for(dtype: torch.dtype, count: int) -> int:
-    """How many blocks a program has: four of many halves, whose bound is arithmetic."""
-    return 4 if dtype.itemsize == 2 and blocks_for(dtype, count).fewest > 0 else 1
-
-
-def neighbours_for(dtype: torch.dtype, block_size: int) -> int:
-    """How many elements a thread has beside one another: those of 16 bytes, if it has as many."""
-    return min(16 // dtype.itemsize, block_size // (32 * LAUNCH_OPTIONS["num_warps"]))
-
-
-# The kernels, by the numbers of csrc/gpu_launch.h.
-LOSSES, TOTAL, MULTIPLY = range(3)
+# Most gradients are multiplied by 1: blocks are large, so that few programs find that out.
+MULTIPLY_BLOCK_SIZE = 4096
 
 
 def forward(
@@ -312,8 +269,8 @@ def forward(
     if reduction == "none":
         losses = _fresh(like, input, dtype)
     else:
-        programs = triton.cdiv(count, _programs_for(dtype, count).size)
-        sums = torch.empty(programs, dtype=torch.float64, device=input.device)
+        blocks = triton.cdiv(count, blocks_for(dtype, count).size)
+        sums = torch.empty(blocks, dtype=torch.float64, device=input.device)
     operands = (input, target, weight, pos_weight)
     results = (losses, sums, gradient, probability)
     _launch_losses(operands, results, dtype, like, None, divisor)
@@ -323,9 +280,8 @@ def forward(
         loss = torch.empty((), dtype=target.dtype, device=input.device)
         _launch(
             fused_binary_cross_entropy_total,
-            (TOTAL, 0, loss.dtype, Blocks(*ANY_COUNT, ANY_COUNT[1])),
             1,
-            *(sums, loss, float(divisor), programs),
+            *(sums, loss, float(divisor), blocks),
             block_size=TOTAL_BLOCK_SIZE,
             options=TOTAL_OPTIONS,
         )
@@ -354,14 +310,12 @@ def multiply_by_number(tensor: Tensor, number: Tensor) -> None:
     if tensor.stride() != _layout(tensor).stride():
         tensor.mul_(number)
         return
-    count, blocks = tensor.numel(), Blocks(*ANY_COUNT, MULTIPLY_ROUNDS * MULTIPLY_BLOCK_SIZE)
+    count = tensor.numel()
     _launch(
         fused_multiply_by_number,
-        (MULTIPLY, 0, tensor.dtype, blocks) if number.dtype == tensor.dtype else None,
-        triton.cdiv(count, blocks.size),
+        triton.cdiv(count, MULTIPLY_BLOCK_SIZE),
         *(tensor, number, count),
         block_size=MULTIPLY_BLOCK_SIZE,
-        rounds=MULTIPLY_ROUNDS,
     )
 
 
@@ -406,61 +360,29 @@ def _launch_losses(
     count = like.numel()
     input, target, *weights = operands
     are_numbers = sum(1 << i for i, each in enumerate(weights) if _is_number(each))
-    block_size, blocks = blocks_for(dtype, count).size, _programs_for(dtype, count)
-    is_plain = factor is None and weights == [None, None] and input.dtype == target.dtype
-    each_loss, _, *others = (each is not None for each in results)
-    form = sum(1 << i for i, is_wanted in enumerate((each_loss, *others)) if is_wanted)
+    block_size = blocks_for(dtype, count).size
     _launch(
         fused_binary_cross_entropy,
-        (LOSSES, form, dtype, blocks) if is_plain else None,
-        triton.cdiv(count, blocks.size),
+        triton.cdiv(count, block_size),
         *(_laid_out(each, like, dtype) for each in (input, target)),
         *(_laid_out_weight(each, like, dtype) for each in weights),
         *(*results, factor, 1 / max(divisor, 1), count),
         are_numbers=are_numbers,
         block_size=block_size,
-        rounds=blocks.size // block_size,
-        neighbours=neighbours_for(dtype, block_size),
     )
-
-
-def _programs_for(dtype: torch.dtype, count: int) -> Blocks:
-    """How many elements a program has, in calls of how many."""
-    blocks = blocks_for(dtype, count)
-    return blocks._replace(size=rounds_for(dtype, count) * blocks.size)
-
-
-# What was handed over, and why the extension does not launch it, or "". A compiled kernel must live
-# as long as its handle is in use.
-_compiled: dict[tuple[Any, ...], tuple[Any, str]] = {}
 
 
 def _launch(
     kernel: Any,
-    handed: tuple[int, int, torch.dtype, Blocks] | None,
     programs: int,
     *arguments: Any,
     options: dict[str, Any] = LAUNCH_OPTIONS,
     **constants: Any,
 ) -> None:
-    """On the device of the first tensor and its current stream. What is compiled is handed to the
-    extension under a number, a form, a dtype and how many elements a program has, if these say all
-    of it."""
+    """On the device of the first tensor and its current stream."""
     if programs == 0:
         return
     device = arguments[0].get_device()
     elsewhere = device >= 0 and device != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        compiled = kernel[(programs,)](*arguments, **constants, **options)
-    passed = [each for each in arguments if each is not None]
-    pointers = [each.data_ptr() for each in passed if isinstance(each, torch.Tensor)]
-    if handed is None or device < 0 or any(pointer % 16 for pointer in pointers):
-        return
-    number, form, dtype, blocks = handed
-    key = *handed, device
-    if key not in _compiled:
-        add = functools.partial(
-            extension.add_gpu_loss_kernel, number, form, device, dtype, len(passed)
-        )
-        reason = hand_over(kernel, compiled, device, blocks, add)
-        _compiled[key] = compiled, reason
+        kernel[(programs,)](*arguments, **constants, **options)

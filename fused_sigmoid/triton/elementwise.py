@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -356,27 +355,11 @@ def launch_by_triton(kernel: Kernel, tensors: tuple[Tensor, ...], call: Call) ->
 
 
 def _hand_over(kernel: Kernel, tensors: tuple[Tensor, ...], call: Call, compiled: Any) -> str:
-    function, _ = kernel.compiled_for(call.layout, call.wide)
-    number, layout, device, dtype, wide, _ = _key(kernel, tensors, call)
-    blocks = blocks_for(dtype, call.numbers[0])
-    add = functools.partial(extension.add_gpu_kernel, number, layout, device, dtype, wide)
-    return hand_over(function, compiled, device, blocks, add)
-
-
-# Without an attribute of a CUfunction it may have no more.
-MOST_SHARED_BYTES = 48 * 2**10
-
-
-def hand_over(
-    function: Any, compiled: Any, device: int, blocks: Blocks, add: Callable[..., str]
-) -> str:
-    """Lets the extension launch what Triton compiled of a function from now on, by ``add``, which
-    gets the handle, the blocks, the threads of a program, its shared memory and the hooks. Returns
-    why it does not, or ""."""
+    """Lets the extension launch it from now on. Returns why it does not, or ""."""
     try:
         metadata, runtime = compiled.metadata, triton.knobs.runtime
         needs = {
-            "much shared memory": metadata.shared > MOST_SHARED_BYTES,
+            "shared memory": metadata.shared,
             "scratch memory": metadata.global_scratch_size or metadata.profile_scratch_size,
             "a cluster": metadata.num_ctas != 1,
             "launch attributes": metadata.launch_cooperative_grid or metadata.launch_pdl,
@@ -384,17 +367,20 @@ def hand_over(
         }
         if any(needs.values()):
             return "the compiled kernel needs " + next(name for name in needs if needs[name])
+        function, _ = kernel.compiled_for(call.layout, call.wide)
         hooks = (
             runtime.launch_enter_hook.calls,
             runtime.launch_exit_hook.calls,
             function.pre_run_hooks,
         )
         threads = metadata.target.warp_size * metadata.num_warps
+        number, layout, device, dtype, wide, _ = _key(kernel, tensors, call)
+        blocks = blocks_for(dtype, call.numbers[0])
         # As on the device it was compiled for: the extension notes its context.
         with torch.cuda.device(device):
-            return add(
-                *(compiled.function, blocks.size, blocks.fewest, blocks.most),
-                *(threads, metadata.shared, hooks),
+            return extension.add_gpu_kernel(
+                *(number, layout, device, dtype, wide, compiled.function),
+                *(blocks.size, blocks.fewest, blocks.most, threads, hooks),
             )
     except (AttributeError, TypeError) as error:
         return f"Triton {triton.__version__} is not as expected: {error}"

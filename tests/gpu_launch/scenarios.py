@@ -590,7 +590,7 @@ def test_an_error_of_the_driver_is_raised_once(triton):
 
 
 REFUSALS = {
-    "much shared memory": {"metadata": {"shared": 2**16}},
+    "shared memory": {"metadata": {"shared": 1024}},
     "scratch memory": {"metadata": {"global_scratch_size": 8}},
     "a cluster": {"metadata": {"num_ctas": 2}},
     "launch attributes": {"metadata": {"launch_pdl": True}},
