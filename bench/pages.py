@@ -24,7 +24,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench import goals, report, results
-from bench.results import FOLDER, Result
+from bench.results import FOLDER, Result, Row
 
 Json = dict[str, Any]
 
@@ -117,9 +117,17 @@ def _read(path: Path) -> Result:
     return results.read(path)
 
 
+def rows_of(machine: str, *kinds: str) -> list[Row]:
+    """Their rows; those of one kind, cell and peer give way to the newest."""
+    newest: dict[tuple[Any, ...], Row] = {}
+    for result in sorted(found(machine, *kinds), key=lambda each: (each.kind, each.date)):
+        newest |= {(result.kind, row.cell, row.peer): row for row in result.rows}
+    return list(newest.values())
+
+
 def frame(machine: str, *kinds: str, **fields: Any) -> pd.DataFrame:
     """Their rows, in the order of the works, those whose columns have the given values."""
-    rows = results.frame([row for result in found(machine, *kinds) for row in result.rows])
+    rows = results.frame(rows_of(machine, *kinds))
     for name, value in fields.items():
         rows = rows[rows[name] == value]
     return described(rows)
@@ -184,8 +192,7 @@ def speed(machine: str, *dtypes: str) -> str:
 
 
 def judged(machine: str) -> pd.DataFrame:
-    rows = [row for result in found(machine, "goals") for row in result.rows]
-    about = described(goals.judged(rows))
+    about = described(goals.judged(rows_of(machine, "goals")))
     return about.assign(verdict=about["met"].map({True: "met", False: "missed"}))
 
 
@@ -411,6 +418,15 @@ def gpu_variants() -> str:
     return plain(lines) + of(document)
 
 
+def gpu_loss() -> str:
+    """The loss of logits on a GPU: its goals."""
+    every = judged("cuda-h100")
+    rows = every[every["work"] == "loss"].to_dict("records")
+    columns = {"a step, logits to gradient": "{cell}", "beside": "{peer}", "goal": "{goal:.2f}"}
+    columns |= {"ratio": QUARTILES, "verdict": "{verdict}"}
+    return table(rows, columns) + measured("cuda-h100", "goals")
+
+
 def gpu_launches() -> str:
     """Times faster than torch from Python, launched by the extension and by Triton."""
     heads = {"grid": "launched by the extension", "triton": "launched by Triton"}
@@ -563,7 +579,7 @@ TABLES: dict[str, Callable[..., str]] = {
         *(speed_summary, speed, goals_summary, sweep),
         *(gradient_accuracy, loss_gradients, wrong_labels),
         *(instructions, fresh_processes),
-        *(static, gpu_variants, gpu_launches, tested_releases),
+        *(static, gpu_variants, gpu_loss, gpu_launches, tested_releases),
         *(error_budget, checked_machines, checked_errors),
         *(long_checks, defects),
     )
