@@ -17,9 +17,12 @@ from tests.company_verdicts import case, exact, expected, gradient, judge, never
 from tests.test_company import FACES, PASSES, ROUTES, Verdicts, on_route
 from tests.test_company_compiled import INDUCTOR, SOME
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
-
-DEVICE = "cuda"
+# Without a GPU they run on the CPU now and then, so that they are found right when there is one.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [
+    pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +121,7 @@ def test_inductor(dtype: torch.dtype) -> None:
     verdicts.give()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 @pytest.mark.parametrize("pair", [False, True], ids=["value", "value of the pair"])
 def test_losses_outside_of_what_is_compiled(pair: bool, mode: str) -> None:
@@ -139,6 +143,7 @@ def test_losses_outside_of_what_is_compiled(pair: bool, mode: str) -> None:
             torch.testing.assert_close(*results, rtol=1e-5, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_captured_step(dtype: torch.dtype) -> None:
     """A whole step with BCELoss as one CUDA graph."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fused_sigmoid import FusedBCEWithLogitsLoss, binary_cross_entropy_with_logits, override
 from tests import oracle
+from tests.test_company_gpu import DEVICE
 from tests.test_gpu_kernels import on_device
 from tests.test_loss_triton import (
     DTYPES,
@@ -23,7 +24,10 @@ from tests.test_loss_triton import (
     run_step,
 )
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+]
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -36,11 +40,11 @@ def _assert_same_as_on_the_cpu(
     *operands: Tensor | None, reduction: str, grad: Tensor | None = None
 ) -> None:
     """Loss, gradient and probability: to the bit, in float64 to 8 of its eps."""
-    moved = [None if each is None else on_device(each, "cuda") for each in (*operands, grad)]
+    moved = [None if each is None else on_device(each, DEVICE) for each in (*operands, grad)]
     expected = run_step(*operands, reduction=reduction, grad=grad)
     found = run_step(*moved[:-1], reduction=reduction, grad=moved[-1])
     for one, other in zip(found, expected, strict=True):
-        assert one.is_cuda
+        assert one.device.type == DEVICE
         if one.dtype != torch.float64:
             assert_same(one.cpu(), other)
             continue
@@ -53,7 +57,7 @@ def _assert_same_as_on_the_cpu(
 SIZES = {"few_elements": (1, 1023, 1025), "many_elements": (2, 4096, 70_001, 300_003)}
 
 
-@pytest.mark.parametrize("part", SIZES)
+@pytest.mark.parametrize("part", SIZES if DEVICE == "cuda" else ["few_elements"])
 @every_reduction
 @every_dtype
 def test_results_are_those_of_the_cpu(part: str, reduction: str, dtype: torch.dtype) -> None:
@@ -110,8 +114,8 @@ def test_an_incoming_gradient_multiplies(dtype: torch.dtype, reduction: str, fac
 
 
 def test_the_tails_that_torch_loses() -> None:
-    x = torch.tensor([-17.4, 17.4, -60.0, 60.0], device="cuda")
-    t = torch.tensor([0.0, 1.0, 0.0, 1.0], device="cuda")
+    x = torch.tensor([-17.4, 17.4, -60.0, 60.0], device=DEVICE)
+    t = torch.tensor([0.0, 1.0, 0.0, 1.0], device=DEVICE)
     loss, gradient, _ = run_step(x, t, reduction="none")
     expected = (-x.abs().double()).exp().float()
     torch.testing.assert_close(loss, expected, rtol=3e-7, atol=0)
@@ -124,9 +128,10 @@ def _step_of(x: Tensor, t: Tensor, scale: float = 1) -> Tensor:
     return gradient
 
 
+@pytest.mark.gpu
 @every_trained
 def test_a_step_does_not_wait_for_the_device(dtype: torch.dtype) -> None:
-    x, t = (draw(10_000, dtype).cuda() for draw in (draw_logits, draw_targets))
+    x, t = (draw(10_000, dtype).to(DEVICE) for draw in (draw_logits, draw_targets))
     _step_of(x, t, 2.0)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -135,9 +140,10 @@ def test_a_step_does_not_wait_for_the_device(dtype: torch.dtype) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.gpu
 @every_trained
 def test_a_captured_step(dtype: torch.dtype) -> None:
-    x, t = (draw(10_000, dtype).cuda() for draw in (draw_logits, draw_targets))
+    x, t = (draw(10_000, dtype).to(DEVICE) for draw in (draw_logits, draw_targets))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -153,10 +159,11 @@ def test_a_captured_step(dtype: torch.dtype) -> None:
         t.copy_(t.flip(0))
 
 
+@pytest.mark.gpu
 @every_trained
 def test_peak_memory_of_a_step(dtype: torch.dtype) -> None:
     """Beside the operands only the gradient, and the sums of blocks."""
-    x, t = (draw(1 << 22, dtype).cuda() for draw in (draw_logits, draw_targets))
+    x, t = (draw(1 << 22, dtype).to(DEVICE) for draw in (draw_logits, draw_targets))
     _step_of(x, t)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -167,17 +174,18 @@ def test_peak_memory_of_a_step(dtype: torch.dtype) -> None:
 
 def test_a_sum_past_a_float32s_places() -> None:
     """Of 2^25 losses of log 2, which float32 could not count."""
-    x = torch.zeros(1 << 25, device="cuda")
+    x = torch.zeros(1 << 25, device=DEVICE)
     total = binary_cross_entropy_with_logits(x, x, reduction="sum")
     expected = torch.tensor(2.0**25, dtype=torch.float64) * torch.log(torch.tensor(2.0))
     torch.testing.assert_close(total.cpu().double(), expected.double(), rtol=2e-7, atol=0)
 
 
+@pytest.mark.gpu
 def test_tensors_of_over_2_to_the_31_elements() -> None:
     size = (1 << 31) + 4097
     if torch.cuda.mem_get_info()[0] < 4 * size * 2:
         pytest.skip("the device's memory is too small")
-    x = torch.zeros(size, dtype=torch.bfloat16, device="cuda")
+    x = torch.zeros(size, dtype=torch.bfloat16, device=DEVICE)
     x[-1], x[-4097] = 3, -3
     gradient = _step_of(x, torch.zeros_like(x), float(size))
     expected = torch.sigmoid(torch.tensor([3.0, -3.0])).bfloat16()
@@ -189,7 +197,7 @@ def test_tensors_of_over_2_to_the_31_elements() -> None:
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiled(dtype: torch.dtype, mode: str) -> None:
-    x, t = (draw(10_000, dtype).cuda() for draw in (draw_logits, draw_targets))
+    x, t = (draw(10_000, dtype).to(DEVICE) for draw in (draw_logits, draw_targets))
     t = t.round()  # no gradient is the difference of two terms
     step = torch.compile(
         lambda leaf: binary_cross_entropy_with_logits(leaf * 1, t), mode=mode, fullgraph=True
@@ -211,14 +219,14 @@ def test_a_model_trains_as_with_torchs_loss(dtype: torch.dtype | None) -> None:
 
     def trained(loss_of: nn.Module) -> Tensor:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1)).cuda()
-        features = torch.randn(256, 32, device="cuda")
+        model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1)).to(DEVICE)
+        features = torch.randn(256, 32, device=DEVICE)
         labels = (features[:, :1] > 0).float()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        scaler = torch.amp.GradScaler(DEVICE, enabled=dtype == torch.float16)
         for _ in range(20):
             optimizer.zero_grad()
-            with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            with torch.autocast(DEVICE, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 loss = loss_of(model(features), labels)
             assert loss.dtype == torch.float32
             scaler.scale(loss).backward()
@@ -242,11 +250,12 @@ def test_second_derivatives() -> None:
         (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
         return torch.autograd.grad(gradient.square().sum(), leaf)[0]
 
-    torch.testing.assert_close(second(x.cuda(), t.cuda()).cpu(), second(x, t))
+    torch.testing.assert_close(second(x.to(DEVICE), t.to(DEVICE)).cpu(), second(x, t))
 
 
+@pytest.mark.gpu
 def test_launches_follow_the_current_stream() -> None:
-    x, t = (draw(1 << 20, torch.float32).cuda() for draw in (draw_logits, draw_targets))
+    x, t = (draw(1 << 20, torch.float32).to(DEVICE) for draw in (draw_logits, draw_targets))
     expected = _step_of(x, t)
     torch.cuda.synchronize()
     late = torch.zeros_like(x)

@@ -56,6 +56,9 @@ def run_rank(name: str, text: str, rendezvous: str) -> None:
         globals()[name](rank)
     finally:
         dist.destroy_process_group()
+    # Gloo's threads may still hold tensors of Python, which they cannot give back once the
+    # interpreter ends: the process would abort (https://github.com/pytorch/pytorch/issues/190489).
+    os._exit(0)
 
 
 def _model() -> nn.Sequential:
