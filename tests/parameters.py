@@ -1,4 +1,4 @@
-"""Which of a test's parameters `make test` runs, and which `make test-all` alone."""
+"""Which parameters and which tests of a GPU `make test` runs, and which `make test-all` alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+import torch
 
 
 def chosen(values: Iterable[tuple[Any, ...]], is_in_suite: Callable[..., bool]) -> list[Any]:
@@ -16,3 +17,9 @@ def chosen(values: Iterable[tuple[Any, ...]], is_in_suite: Callable[..., bool]) 
     return [
         pytest.param(*each, marks=() if is_in_suite(*each) else pytest.mark.slow) for each in values
     ]
+
+
+# Tests of a GPU's file. Without a GPU they run on the CPU among all tests, so that they are found
+# right when there is one.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+of_a_gpu = pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.slow

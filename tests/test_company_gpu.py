@@ -11,18 +11,14 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from fused_sigmoid import FusedSigmoid, sigmoid, sigmoid_with_derivative
-from tests import oracle
+from tests import oracle, parameters
 from tests.company_connections import EVERY, EXACT, TABLE, Activation, bce, numbers
 from tests.company_verdicts import case, exact, expected, gradient, judge, never_worse
+from tests.parameters import DEVICE
 from tests.test_company import FACES, PASSES, ROUTES, Verdicts, on_route
 from tests.test_company_compiled import INDUCTOR, SOME
 
-# Without a GPU they run on the CPU now and then, so that they are found right when there is one.
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = [parameters.of_a_gpu, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fused_sigmoid import FusedBCEWithLogitsLoss, binary_cross_entropy_with_logits, override
-from tests import oracle
-from tests.test_company_gpu import DEVICE
+from tests import oracle, parameters
+from tests.parameters import DEVICE
 from tests.test_gpu_kernels import on_device
 from tests.test_loss_triton import (
     DTYPES,
@@ -21,16 +21,13 @@ from tests.test_loss_triton import (
     draw_logits,
     draw_targets,
     draw_weights,
+    every_dtype,
+    every_reduction,
     run_step,
 )
 
-pytestmark = [
-    pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = [parameters.of_a_gpu, pytest.mark.filterwarnings("ignore")]
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-every_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 every_trained = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
 )
@@ -108,9 +105,10 @@ def test_mixed_dtypes(dtype: torch.dtype, target_dtype: torch.dtype, reduction: 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @every_dtype
 def test_an_incoming_gradient_multiplies(dtype: torch.dtype, reduction: str, factor: float) -> None:
-    x, t = draw_logits(5000, dtype), draw_targets(5000, dtype)
     grad = torch.tensor(factor, dtype=dtype)
-    _assert_same_as_on_the_cpu(x, t, reduction=reduction, grad=grad)
+    for size in (5000, 300_003):  # by torch's product, and by a kernel
+        x, t = draw_logits(size, dtype), draw_targets(size, dtype)
+        _assert_same_as_on_the_cpu(x, t, reduction=reduction, grad=grad)
 
 
 def test_the_tails_that_torch_loses() -> None:
